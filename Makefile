@@ -1,0 +1,73 @@
+# unipod. `make demo` shows it, `make test` proves it.
+#
+#   make            build bin/unipod (and the pause programs it carries)
+#   make test       run every test, as root, with the race detector
+#   make demo       play the example pod
+#   make bench      measure it, beside the floor and the peers installed here
+#   make fuzz       fuzz every parser of foreign input (FUZZTIME=10s each)
+#   make lint       gofmt, go vet, shellcheck, staticcheck
+#   make install    into $(DESTDIR)$(PREFIX)/bin; `make uninstall` undoes it
+
+GO        ?= go
+PREFIX    ?= /usr/local
+FUZZTIME  ?= 10s
+TESTFLAGS ?=
+PKG       ?= ./...
+ARGS      ?=
+
+# The signature library is built in pure Go, so that the binary is static.
+TAGS    := containers_image_openpgp
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X unipod.dev/unipod/internal/cli.version=$(VERSION)
+SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
+
+.PHONY: all pause build arm64 test test-arm64 demo bench fuzz lint install uninstall clean
+
+all: build
+
+pause:
+	@scripts/deps.sh build
+	$(MAKE) -C pause
+
+build: pause
+	CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o bin/unipod ./cmd/unipod
+
+arm64: pause
+	CGO_ENABLED=0 GOARCH=arm64 $(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o bin/unipod-arm64 ./cmd/unipod
+
+# Two packages at a time: tests share one kernel, and a few of them wait for it.
+# An ordinary user's tests are compiled as that user and run as root.
+test: build
+	@scripts/deps.sh test
+	CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -p 2 -count=1 -timeout 20m $(if $(SUDO),-exec 'sudo -E') $(TESTFLAGS) $(PKG)
+
+# pause and its protocol, as an arm64 machine runs them.
+test-arm64: pause
+	@scripts/deps.sh test
+	$(MAKE) -C pause test-arm64
+
+demo: build
+	@scripts/deps.sh demo
+	@$(SUDO) examples/demo/run.sh $(CURDIR)/bin/unipod
+
+bench: build
+	@scripts/deps.sh demo
+	@$(SUDO) bench/run.sh $(CURDIR)/bin/unipod $(ARGS)
+
+fuzz:
+	@scripts/deps.sh build fuzz
+	@FUZZTIME=$(FUZZTIME) TAGS=$(TAGS) scripts/fuzz.sh
+
+lint:
+	@scripts/deps.sh lint
+	@GO=$(GO) TAGS=$(TAGS) scripts/lint.sh
+
+install: build
+	install -D -m 0755 bin/unipod $(DESTDIR)$(PREFIX)/bin/unipod
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/unipod
+
+clean:
+	rm -rf bin
+	$(MAKE) -C pause clean

@@ -1,0 +1,284 @@
+// Package house holds the tests that keep unipod's house standing: which
+// package may import which, and why. A floor stands only on the floors under
+// it; above the line (internal/cri) nothing knows how a container is made,
+// below it nothing knows what a Pod's life is.
+//
+// It reads source files only, of every build tag and operating system, so it
+// promises the same answer on every machine. Floor: none; nothing imports it.
+package house
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "unipod.dev/unipod/"
+
+// A rule says what of unipod a package may import. The packages below a named
+// one follow its rule unless they have their own.
+type rule struct {
+	floor int
+	may   []string
+	why   string
+}
+
+// The line is floor 4: what is under it makes containers, what is over it
+// decides which.
+const theLine = 4
+
+var house = map[string]rule{
+	"internal/sys":      {0, nil, "the ground: system calls, and nothing of ours"},
+	"internal/recipe":   {1, []string{"internal/sys"}, "says how a container is made; does nothing itself"},
+	"internal/cgroup":   {1, []string{"internal/sys"}, "owns control groups only"},
+	"internal/security": {1, []string{"internal/sys"}, "turns policy into capability sets and filters"},
+	"internal/network":  {1, []string{"internal/sys"}, "owns the bridge, addresses and ports only"},
+	"internal/image":    {1, []string{"internal/sys"}, "owns images; a container is an owner's name to it"},
+	"internal/pause":    {2, []string{"internal/sys", "internal/recipe"}, "carries recipes to the pause process, and has no policy"},
+	"internal/runtime": {3, []string{"internal/sys", "internal/recipe", "internal/cgroup", "internal/security", "internal/network",
+		"internal/image", "internal/pause", "internal/cri"}, "implements the CRI over the floors below"},
+
+	"internal/cri": {theLine, nil, "the line: only the CRI's own types cross it"},
+
+	"internal/manifest":  {5, nil, "text to objects; needs no runtime to be wrong about a field"},
+	"internal/lifecycle": {5, nil, "pure: decides, never does"},
+	"internal/volume":    {5, []string{"internal/sys"}, "files on disk; the runtime mounts them"},
+	"internal/engine": {6, []string{"internal/cri", "internal/lifecycle", "internal/volume", "internal/sys"},
+		"speaks to any CRI runtime, so it may know none"},
+
+	"internal/node": {7, []string{"internal/cri", "internal/runtime", "internal/image", "internal/network", "internal/cgroup", "internal/security",
+		"internal/pause", "internal/sys", "internal/manifest", "internal/engine", "internal/volume"}, "the one place where both halves meet"},
+
+	"internal/logview":  {8, nil, "reads CRI log files, whoever writes them"},
+	"internal/progress": {8, nil, "draws on a terminal"},
+	"internal/anatomy":  {8, []string{"internal/cri", "internal/sys"}, "looks at a pod from outside: records and /proc"},
+	"internal/bench":    {8, []string{"internal/cri", "internal/sys"}, "measures any CRI endpoint, and the bare system calls"},
+	"internal/play":     {9, []string{"internal/manifest", "internal/engine", "internal/logview", "internal/cri"}, "the foreground face of the engine"},
+	"internal/cli": {10, []string{"internal/play", "internal/anatomy", "internal/bench", "internal/logview", "internal/progress", "internal/node",
+		"internal/manifest", "internal/engine", "internal/image", "internal/cri"}, "flags and tables; no decision of its own"},
+	"cmd/unipod":    {11, []string{"internal/cli"}, "main and nothing else"},
+	"examples/demo": {11, []string{}, "stands alone: it is read before anything else is"},
+}
+
+// A ban forbids an import everywhere but in some packages.
+type ban struct {
+	path   string // an import path; everything below it is banned too
+	except []string
+	why    string
+}
+
+var bans = []ban{
+	{"C", nil, "the binary is static, and the one C program of ours is pause"},
+	{"os/exec", []string{"internal/bench"}, "containers are made by pause, never by a program found on PATH (bench runs its peers' command lines)"},
+	{"log", nil, "log/slog, with the pod in its fields"},
+	{"io/ioutil", nil, "deprecated"},
+	{"github.com/pkg/errors", nil, "fmt.Errorf and %w"},
+	{"github.com/opencontainers/runc", nil, "unipod has no OCI runtime inside it"},
+	{"github.com/docker/docker", nil, "no daemon"},
+	{"github.com/containers/storage", nil, "one image store: containerd's"},
+	{"github.com/containerd/containerd", []string{"internal/image", "internal/runtime", "internal/security"}, "images and profiles are its only use"},
+	{"go.podman.io", []string{"internal/image"}, "the user's registry configuration is its only use"},
+	{"go.etcd.io/bbolt", []string{"internal/image"}, "the image store's own database; a pod's records are files"},
+	{"github.com/vishvananda/netlink", []string{"internal/network", "internal/bench"}, "one floor speaks netlink"},
+	{"github.com/google/nftables", []string{"internal/network"}, "one floor speaks nftables"},
+	{"github.com/opencontainers/cgroups", []string{"internal/cgroup"}, "one floor knows cgroup drivers"},
+	{"github.com/spf13/cobra", []string{"internal/cli"}, "flags end at the command line"},
+	{"k8s.io/client-go/kubernetes", nil, "the node is not a client of a cluster"},
+	{"k8s.io/kubernetes/pkg/kubelet", nil, "its words are kept, its code is not ours to carry"},
+}
+
+// pure packages decide: what they know of the world is given to them.
+var pure = map[string][]string{
+	"internal/lifecycle": {"os", "net", "syscall", "golang.org/x/sys", "os/signal", "math/rand", "math/rand/v2"},
+	"internal/recipe":    {"net", "os/signal", "math/rand", "math/rand/v2"},
+}
+
+type source struct {
+	dir  string // relative to the repository
+	file *ast.File
+	name string
+	test bool
+}
+
+func sources(t *testing.T) (*token.FileSet, []source) {
+	t.Helper()
+	root := filepath.Join("..", "..")
+	fset := token.NewFileSet()
+	var all []source
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(root, path)
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			if n := d.Name(); rel != "." && (strings.HasPrefix(n, ".") || n == "testdata" || n == "bin") {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if !strings.HasSuffix(rel, ".go") {
+			return nil
+		}
+		f, err := parser.ParseFile(fset, path, nil, parser.ParseComments|parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		all = append(all, source{filepath.ToSlash(filepath.Dir(rel)), f, filepath.ToSlash(rel), strings.HasSuffix(rel, "_test.go")})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(all) < 5 {
+		t.Fatalf("only %d Go files found: this test looks in the wrong place", len(all))
+	}
+	return fset, all
+}
+
+// ruleFor finds the rule of a package: its own or the nearest above it.
+func ruleFor(dir string) (name string, r rule, ok bool) {
+	for name = dir; name != "."; name = filepath.ToSlash(filepath.Dir(name)) {
+		if r, ok = house[name]; ok {
+			return name, r, true
+		}
+	}
+	return "", rule{}, false
+}
+
+func within(path, parent string) bool {
+	return path == parent || strings.HasPrefix(path, parent+"/")
+}
+
+func imports(f *ast.File) []string {
+	var paths []string
+	for _, spec := range f.Imports {
+		if p, err := strconv.Unquote(spec.Path.Value); err == nil {
+			paths = append(paths, p)
+		}
+	}
+	return paths
+}
+
+// TestFloors: what is built imports only what its rule allows. Tests may stand
+// on any floor: they are not built in.
+func TestFloors(t *testing.T) {
+	_, all := sources(t)
+	for _, s := range all {
+		if s.test || within(s.dir, "test") {
+			continue
+		}
+		name, r, ok := ruleFor(s.dir)
+		if !ok {
+			t.Errorf("%s: package %s has no place in the house; give it a floor in test/house, with the reason", s.name, s.dir)
+			continue
+		}
+		for _, path := range imports(s.file) {
+			target, ours := strings.CutPrefix(path, module)
+			if !ours || within(target, name) {
+				continue
+			}
+			if !slices.ContainsFunc(r.may, func(m string) bool { return within(target, m) }) {
+				t.Errorf("%s imports %s: %s may not (%s)", s.name, target, name, r.why)
+			}
+		}
+	}
+}
+
+// TestTable: the table itself keeps the order of the floors, so that no rule
+// can be loosened into a cycle or a hole in the line.
+func TestTable(t *testing.T) {
+	for name, r := range house {
+		if r.why == "" {
+			t.Errorf("%s: a rule without a reason", name)
+		}
+		for _, m := range r.may {
+			below, ok := house[m]
+			switch {
+			case !ok:
+				t.Errorf("%s may import %s, which has no floor", name, m)
+			case m == "internal/cri" && r.floor == theLine-1: // the runtime implements the line
+			case below.floor >= r.floor:
+				t.Errorf("%s (floor %d) may import %s (floor %d): not below it", name, r.floor, m, below.floor)
+			}
+			assembles := name == "internal/node" || name == "internal/cli"
+			if r.floor > theLine && below.floor < theLine && m != "internal/sys" && !assembles {
+				t.Errorf("%s may import %s across the line: only internal/node assembles the halves", name, m)
+			}
+		}
+	}
+}
+
+func TestBans(t *testing.T) {
+	_, all := sources(t)
+	for _, s := range all {
+		if s.test {
+			continue
+		}
+		for _, path := range imports(s.file) {
+			for _, b := range bans {
+				// The standard library's log has a child that is welcome.
+				banned := within(path, b.path) && path != "log/slog"
+				if banned && !slices.ContainsFunc(b.except, func(e string) bool { return within(s.dir, e) }) {
+					t.Errorf("%s imports %s: %s", s.name, path, b.why)
+				}
+			}
+			for name, forbidden := range pure {
+				if within(s.dir, name) && slices.ContainsFunc(forbidden, func(p string) bool { return within(path, p) }) {
+					t.Errorf("%s imports %s: %s is pure", s.name, path, name)
+				}
+			}
+		}
+	}
+}
+
+// TestClock: a pure package is given the time.
+func TestClock(t *testing.T) {
+	fset, all := sources(t)
+	for _, s := range all {
+		if s.test || !within(s.dir, "internal/lifecycle") {
+			continue
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			sel, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			if x, ok := sel.X.(*ast.Ident); ok && x.Name == "time" && slices.Contains([]string{"Now", "Since", "Until", "Sleep", "After", "Tick", "NewTimer", "NewTicker", "AfterFunc"}, sel.Sel.Name) {
+				t.Errorf("%s: time.%s in a pure package", fset.Position(sel.Pos()), sel.Sel.Name)
+			}
+			return true
+		})
+	}
+}
+
+// TestPackageComments: every package says what it owns, in one place.
+func TestPackageComments(t *testing.T) {
+	_, all := sources(t)
+	docs := map[string]string{}
+	for _, s := range all {
+		if docs[s.dir] == "" {
+			docs[s.dir] = ""
+		}
+		if s.file.Doc != nil {
+			docs[s.dir] += s.file.Doc.Text()
+		}
+	}
+	for _, dir := range slices.Sorted(maps.Keys(docs)) {
+		switch doc := docs[dir]; {
+		case strings.TrimSpace(doc) == "":
+			t.Errorf("%s: no package comment", dir)
+		case within(dir, "internal") && len(strings.Fields(doc)) < 12:
+			t.Errorf("%s: the package comment doesn't say what it owns and promises: %q", dir, doc)
+		}
+	}
+}
