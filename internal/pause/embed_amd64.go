@@ -1,0 +1,6 @@
+package pause
+
+import _ "embed"
+
+//go:embed pause_linux_amd64
+var elf string

@@ -1,0 +1,202 @@
+package pause
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Config says how to start a pause process.
+type Config struct {
+	Dir            string                 // the pod's run directory, 0700; the socket is pause.sock in it
+	Cloneflags     uintptr                // CLONE_NEW*: the namespaces of the pod
+	UIDMap, GIDMap []syscall.SysProcIDMap // with CLONE_NEWUSER; must map 0
+	Cgroup         *os.File               // directory of the v2 cgroup to be born in; may be nil
+	Setup          Recipe                 // carried out by pause itself before Start returns; may be nil
+}
+
+// Recipe is what a process carries out; *internal/recipe.Recipe is one.
+type Recipe interface {
+	// Encode returns the recipe in the format of pause/PROTOCOL.md.
+	Encode() []byte
+	// Files returns the descriptors it needs, in order. They stay the caller's.
+	Files() []*os.File
+	// Explain says what it means that a step failed.
+	Explain(step int, errno unix.Errno) error
+}
+
+const socketName = "pause.sock"
+
+// These are made by clone; the others by pause itself (unshare), so that the
+// node process, whose thread is suspended until pause is executed, doesn't wait
+// for the slow ones (a network namespace), and other pods with it.
+const bornIn = unix.CLONE_NEWPID | unix.CLONE_NEWUSER
+
+// Start makes a pause process and connects to it. It fails with
+// errdefs.ErrAlreadyExists if one lives in that directory, and with what
+// Setup.Explain says if a step of Setup fails.
+func Start(ctx context.Context, cfg Config) (_ *Conn, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if cfg.Cloneflags&^namespaces != 0 {
+		return nil, fmt.Errorf("clone flags %#x of pause: only namespaces are allowed: %w", cfg.Cloneflags, errdefs.ErrInvalidArgument)
+	}
+	dir, err := os.OpenFile(cfg.Dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("run directory of pause: %w", err)
+	}
+	defer dir.Close()
+	listener, err := bind(dir)
+	if err != nil {
+		return nil, fmt.Errorf("socket of pause in %s: %w", cfg.Dir, err)
+	}
+	defer unix.Close(listener)
+	undo := func() { unix.Unlinkat(int(dir.Fd()), socketName, 0) }
+	defer func() {
+		if err != nil {
+			undo()
+		}
+	}()
+
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socket pair for pause: %w", err)
+	}
+	p, err := run(cfg, listener, pair[1])
+	unix.Close(pair[1])
+	if err != nil {
+		unix.Close(pair[0])
+		return nil, fmt.Errorf("starting pause: %w", err)
+	}
+	c, err := newConn(pair[0], p)
+	if err == nil {
+		if err = c.prepare(ctx, cfg); err == nil {
+			return c, nil
+		}
+		c.Close()
+	}
+	p.kill()
+	<-p.done
+	return nil, err
+}
+
+const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC |
+	unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET
+
+// prepare shakes hands and lets pause set itself up.
+func (c *Conn) prepare(ctx context.Context, cfg Config) error {
+	if err := c.hello(ctx); err != nil {
+		return err
+	}
+	req := request{Type: typeSetup, Cloneflags: uint64(cfg.Cloneflags &^ bornIn)}
+	var files []*os.File
+	if cfg.Setup != nil {
+		memfd, err := recipeMemfd(cfg.Setup)
+		if err != nil {
+			return fmt.Errorf("setting up pause: %w", err)
+		}
+		defer memfd.Close()
+		files = append([]*os.File{memfd}, cfg.Setup.Files()...)
+	}
+	call, err := c.do(ctx, req, files)
+	if err != nil {
+		return fmt.Errorf("setting up pause: %w", err)
+	}
+	switch errno := unix.Errno(call.reply.Error); {
+	case errno == 0:
+		return nil
+	case cfg.Setup == nil || call.reply.Step == reportRecipe:
+		return fmt.Errorf("setting up pause (namespaces %#x): %w", req.Cloneflags, errno)
+	default:
+		return cfg.Setup.Explain(int(call.reply.Step), errno)
+	}
+}
+
+var devNull = sync.OnceValues(func() (*os.File, error) { return os.OpenFile(os.DevNull, os.O_RDWR, 0) })
+
+// run clones and executes pause with its two sockets.
+func run(cfg Config, listener, conn int) (*process, error) {
+	null, err := devNull()
+	if err != nil {
+		return nil, err
+	}
+	program, err := program()
+	if err != nil {
+		return nil, err
+	}
+	pidfd := -1
+	attr := syscall.SysProcAttr{Cloneflags: cfg.Cloneflags & bornIn, PidFD: &pidfd}
+	if cfg.Cloneflags&unix.CLONE_NEWUSER != 0 {
+		attr.UidMappings, attr.GidMappings, attr.GidMappingsEnableSetgroups = cfg.UIDMap, cfg.GIDMap, true
+		// Root of the new namespace, or exec would take its capabilities.
+		attr.Credential = &syscall.Credential{}
+	}
+	if cfg.Cgroup != nil {
+		attr.UseCgroupFD, attr.CgroupFD = true, int(cfg.Cgroup.Fd())
+	}
+	// 0 to 2 are taken, so that no descriptor that matters ever has these
+	// numbers in a child.
+	pid, err := syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", program.Fd()), []string{"/pause"}, &syscall.ProcAttr{
+		Dir:   "/",
+		Env:   []string{},
+		Files: []uintptr{null.Fd(), null.Fd(), null.Fd(), uintptr(listener), uintptr(conn)},
+		Sys:   &attr,
+	})
+	if err != nil {
+		return nil, err
+	}
+	p, err := newProcess(pid, pidfd, true)
+	if err != nil {
+		unix.Kill(pid, unix.SIGKILL)
+		unix.Wait4(pid, nil, 0, nil)
+	}
+	return p, err
+}
+
+// socketPath names pause's socket without the limit of 107 bytes.
+func socketPath(dir *os.File) *unix.SockaddrUnix {
+	return &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), socketName)}
+}
+
+// bind makes the socket that pause will listen on: pause itself calls
+// listen(2), so that who connects sees pause as its peer. The socket of a pause
+// that has died is replaced.
+func bind(dir *os.File) (_ int, err error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer func() {
+		if err != nil {
+			unix.Close(fd)
+		}
+	}()
+	if err := unix.Fchmod(fd, 0o600); err != nil { // the mode bind gives the file
+		return -1, err
+	}
+	err = unix.Bind(fd, socketPath(dir))
+	if !errors.Is(err, unix.EADDRINUSE) {
+		return fd, err
+	}
+	// Is it alive? A socket of another type is refused before it disturbs it.
+	probe, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	err = unix.Connect(probe, socketPath(dir))
+	unix.Close(probe)
+	if !errors.Is(err, unix.ECONNREFUSED) {
+		return -1, fmt.Errorf("a pause process lives here already: %w", errdefs.ErrAlreadyExists)
+	}
+	if err := unix.Unlinkat(int(dir.Fd()), socketName, 0); err != nil {
+		return -1, err
+	}
+	return fd, unix.Bind(fd, socketPath(dir))
+}
