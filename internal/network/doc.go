@@ -1,0 +1,49 @@
+// Package network gives pods their network: a bridge of the node with a
+// gateway address, a veth pair per pod whose inner end is eth0, an address of
+// each family, routes, masquerading to the outside and host ports. Where a
+// cluster asks for it, a CNI configuration does the same work (OpenCNI); both
+// are a Plugin.
+//
+// # What it owns
+//
+// The bridge (Config.Bridge) and every link named "unip"+11 hexadecimal digits
+// enslaved to it, the nftables table "inet" Config.Table, and the files below
+// Config.StateDir and Config.RunDir. It never touches another table, chain or
+// link. Of the host's settings it changes net.ipv4.ip_forward,
+// net.ipv6.conf.all.forwarding (each to 1, and never back: others may have
+// come to rely on it) and, because an IPv6 router stops listening to router
+// advertisements, accept_ra from 1 to 2 on the interfaces that used them, so
+// that the host keeps its own routes.
+//
+// # Leases
+//
+// A pod's record (addresses, link, host ports) lives as long as its network
+// namespace can: until a reboot. So records are files in RunDir, which belongs
+// on a tmpfs, where write, fsync and rename take some 30 µs; on a disk the
+// same costs a millisecond or more of every pod start and buys nothing, for
+// after a reboot there is no pod left that could hold the address. What must
+// outlive a reboot is only that an address given out shortly before is not
+// given to another pod at once, for peers may still know it: StateDir holds a
+// cursor, written lazily and far enough ahead. (With RunDir unset the records
+// are in StateDir and as durable as its file system.)
+//
+// # Promises
+//
+// Setup either returns a working attachment or leaves nothing behind. A record
+// is durable before the first thing it describes exists and goes after the
+// last. Teardown returns when the pod's host ports are free; the link, whose
+// removal costs the kernel tens of milliseconds of RCU grace periods under the
+// lock every other network change needs, goes soon after, many at a time, and
+// only then are the addresses free again. Reconcile makes the kernel and the
+// records agree after a crash at any instant. All methods of Network may be
+// called concurrently; calls for one pod take turns.
+//
+// # Beside others
+//
+// Accepting a packet in our table does not stop another table from dropping
+// it, so there is no "accept" chain here: a host firewall whose forward policy
+// is drop must let Config.Bridge pass (firewalld: put the bridge into the zone
+// "trusted"; docker: a rule in DOCKER-USER).
+//
+// Floor: 1. It imports nothing of unipod but internal/sys.
+package network

@@ -1,0 +1,202 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Setup connects a pod to the bridge. See Plugin.
+func (n *Network) Setup(ctx context.Context, req Request) (*Attachment, error) {
+	if err := req.validate(); err != nil {
+		return nil, err
+	}
+	inode, err := inodeOf(req.Netns)
+	if err != nil {
+		return nil, err
+	}
+	end, err := n.turns.take(ctx, req.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+
+	if r := n.lookup(req.ID); r != nil {
+		if r.Phase == ready && r.Netns == inode && slices.Equal(r.Ports, req.Ports) {
+			return new(r.Attachment), nil
+		}
+		// A former life of this pod, or one that a crash cut short.
+		if err := n.retire(r); err != nil {
+			return nil, err
+		}
+		if err := n.reaper.gone(ctx, req.ID); err != nil {
+			return nil, err
+		}
+	}
+	r, err := n.attach(ctx, req, inode)
+	if errors.Is(err, errNoBridge) {
+		// Somebody took the bridge away; make it again, once.
+		n.infra.lost()
+		r, err = n.attach(ctx, req, inode)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("network of pod %s: %w", req.ID, err)
+	}
+	n.log.Debug("pod connected", "pod", req.ID, "ips", r.Attachment.IPs, "veth", r.Attachment.HostVeth)
+	return new(r.Attachment), nil
+}
+
+// attach does Setup's work for a pod that has nothing yet.
+func (n *Network) attach(ctx context.Context, req Request, inode uint64) (_ *record, err error) {
+	bridge, mtu, err := n.ensure(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ips, err := n.ipam.lease()
+	if err != nil {
+		return nil, err
+	}
+	r := &record{
+		Version: recordVersion, ID: req.ID, Netns: inode, Phase: making, Ports: req.Ports,
+		Attachment: Attachment{
+			IPs: ips, Gateways: n.gatewaysOf(ips),
+			MAC: macOf(ips[0].Addr()).String(), HostVeth: vethName(req.ID), MTU: mtu,
+		},
+	}
+	n.mu.Lock()
+	n.pods[r.ID] = r
+	n.mu.Unlock()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.retire(r))
+		}
+	}()
+
+	if err := n.leases.put(r.ID, r); err != nil {
+		return nil, err
+	}
+	n.at("recorded")
+	if err := n.connect(bridge, req.Netns, r); err != nil {
+		return nil, err
+	}
+	n.at("connected")
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	r.Phase = ready
+	if err := n.leases.put(r.ID, r); err != nil {
+		return nil, err
+	}
+	n.at("ready")
+	return r, nil
+}
+
+// connect makes the link and configures its inner end.
+func (n *Network) connect(bridge int, ns *os.File, r *record) error {
+	inside, err := openPodNS(ns)
+	if err != nil {
+		return err
+	}
+	defer inside.Close()
+	if r.Attachment.HostVethIndex, err = makeVeth(n.host, bridge, ns, r.ID, &r.Attachment); err != nil {
+		return err
+	}
+	n.at("linked")
+	return configurePod(inside, &r.Attachment)
+}
+
+// Teardown disconnects a pod. When it returns, the pod's host ports are free;
+// its link and addresses go soon after, see Wait. An unknown pod is no error.
+func (n *Network) Teardown(ctx context.Context, id string) error {
+	end, err := n.turns.take(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer end()
+	r := n.lookup(id)
+	if r == nil {
+		return nil
+	}
+	return n.retire(r)
+}
+
+// retire frees a pod's host ports and leaves the rest to the reaper. The
+// caller has the pod's turn.
+func (n *Network) retire(r *record) error {
+	if r.Phase == ending {
+		return nil
+	}
+	before := r.Phase
+	r.Phase = ending
+	if err := n.leases.put(r.ID, r); err != nil {
+		r.Phase = before
+		return err
+	}
+	n.at("retired")
+	n.reaper.add(r)
+	return nil
+}
+
+// Wait returns when everything that Teardown left to be done is done.
+func (n *Network) Wait(ctx context.Context) error {
+	return n.reaper.gone(ctx, "")
+}
+
+func (n *Network) lookup(id string) *record {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.pods[id]
+}
+
+func (n *Network) at(point string) {
+	if n.fault != nil {
+		n.fault(point)
+	}
+}
+
+func (n *Network) gatewaysOf(ips []netip.Prefix) []netip.Addr {
+	var all []netip.Addr
+	for _, gw := range n.ipam.gateways() {
+		for _, ip := range ips {
+			if ip.Masked() == gw.Masked() {
+				all = append(all, gw.Addr())
+			}
+		}
+	}
+	return all
+}
+
+// elements returns the table's entries for every pod that is connected.
+func (n *Network) elements() []element {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var all []element
+	for _, r := range n.pods {
+		if r.Phase == ready {
+			all = append(all, elements(r.ID, r.Attachment.IPs, r.Ports)...)
+		}
+	}
+	return all
+}
+
+// inodeOf identifies a network namespace for as long as it lives.
+func inodeOf(ns *os.File) (uint64, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(ns.Fd()), &st); err != nil {
+		return 0, fmt.Errorf("network namespace %s: %w", ns.Name(), err)
+	}
+	if st.Type != unix.NSFS_MAGIC {
+		return 0, fmt.Errorf("%s is not a network namespace: %w", ns.Name(), errdefs.ErrInvalidArgument)
+	}
+	var fi unix.Stat_t
+	if err := unix.Fstat(int(ns.Fd()), &fi); err != nil {
+		return 0, fmt.Errorf("network namespace %s: %w", ns.Name(), err)
+	}
+	return fi.Ino, nil
+}

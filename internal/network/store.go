@@ -1,0 +1,119 @@
+package network
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// record is what is known of one pod's network, kept in a file of its own.
+type record struct {
+	Version    int           `json:"version"`
+	ID         string        `json:"id"`
+	Netns      uint64        `json:"netns"` // inode of the pod's network namespace
+	Phase      phase         `json:"phase"`
+	Attachment Attachment    `json:"attachment"`
+	Ports      []PortMapping `json:"ports,omitempty"`
+}
+
+const recordVersion = 1
+
+// phase says how much of what a record describes exists.
+type phase string
+
+const (
+	making phase = "making" // some of it, perhaps
+	ready  phase = "ready"  // all of it
+	ending phase = "ending" // host ports are free, the link may still be there
+)
+
+// store keeps files in one directory; each is replaced as a whole and durable
+// (as far as its file system is) when put returns.
+type store struct{ dir string }
+
+const recordSuffix = ".json"
+
+func (s store) put(name string, value any) error {
+	data, err := json.Marshal(value)
+	if err != nil {
+		return err
+	}
+	return writeFile(s.dir, name+recordSuffix, data)
+}
+
+func (s store) remove(name string) error {
+	err := os.Remove(filepath.Join(s.dir, name+recordSuffix))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// records reads every record. A file that can't be read is an error: the
+// addresses it holds would be given out twice.
+func (s store) records() (map[string]*record, error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[string]*record)
+	for _, e := range entries {
+		id, ok := strings.CutSuffix(e.Name(), recordSuffix)
+		if !ok {
+			continue // a temporary file of a write that a crash ended
+		}
+		path := filepath.Join(s.dir, e.Name())
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		r := new(record)
+		if err := json.Unmarshal(data, r); err != nil {
+			return nil, fmt.Errorf("network record %s is damaged: %w", path, err)
+		}
+		if r.Version != recordVersion || r.ID != id {
+			return nil, fmt.Errorf("network record %s: unexpected version %d or ID %q", path, r.Version, r.ID)
+		}
+		all[id] = r
+	}
+	return all, nil
+}
+
+// writeFile replaces dir/name by data: all of it or, after a crash, none.
+func writeFile(dir, name string, data []byte) (err error) {
+	tmp := filepath.Join(dir, name+".new")
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(tmp)
+		}
+	}()
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", tmp, err)
+	}
+	if err := os.Rename(tmp, filepath.Join(dir, name)); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
