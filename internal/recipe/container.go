@@ -1,0 +1,377 @@
+package recipe
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// Mount is something to mount in a container.
+type Mount struct {
+	// Source is a detached mount with its attributes, mapping and propagation
+	// already set. It is moved, so it serves once.
+	Source *os.File
+	// Target is the absolute path inside the container. It is made if it is
+	// missing: as a file if File is set, else as a directory, parents too.
+	Target string
+	File   bool
+	// Why begins the sentence a failure becomes, such as "mounting volume
+	// cache at /data"; "" is "mounting " and the target.
+	Why string
+}
+
+func (m *Mount) why() string {
+	if m.Why != "" {
+		return m.Why
+	}
+	return "mounting " + m.Target
+}
+
+// ContainerSpec is a container of a pod: its first process and its world.
+type ContainerSpec struct {
+	Process
+
+	// Rootfs is a detached mount. ReadonlyRootfs makes it read-only after
+	// the mount points have been made in it.
+	Rootfs         *os.File
+	ReadonlyRootfs bool
+	// Mounts are mounted in this order, so that one may lie inside an earlier
+	// one. One at /dev, /sys or a place below replaces what follows here.
+	// Targets in /proc are refused but for the files lxcfs provides.
+	Mounts []Mount
+
+	// Dev is a detached tmpfs with the device nodes, the symbolic links and
+	// the directories pts, shm and mqueue. Devpts is a detached devpts,
+	// Console a detached bind mount of the terminal; both may be nil.
+	Dev, Devpts, Console *os.File
+	// Shm mounts the pod's /dev/shm, Mqueue its POSIX message queues.
+	Shm, Mqueue bool
+	// PrivateProc mounts a new procfs at /proc: of the container's PID
+	// namespace, whichever that is. Without it there is no /proc.
+	PrivateProc bool
+	// Sysfs mounts the pod's sysfs at /sys: "ro", "rw", or "" for none.
+	Sysfs string
+	// Cgroupfs is mounted after sysfs, at and below /sys/fs/cgroup.
+	Cgroupfs []Mount
+	// CgroupNS gives the container a cgroup namespace rooted at the cgroup it
+	// is in after CgroupProcs. (CLONE_NEWCGROUP when cloning would root it at
+	// pause's.)
+	CgroupNS bool
+
+	// MaskedPaths are hidden, ReadonlyPaths made read-only, recursively.
+	// Paths that don't exist are ignored.
+	MaskedPaths, ReadonlyPaths []string
+	// UserNS says that the pod has its own user namespace. The owner of
+	// Stdin, Stdout and Stderr must then be the process's user already: from
+	// inside it can't be changed.
+	UserNS bool
+}
+
+// procFiles are the only targets allowed in /proc: files that lxcfs fakes.
+var procFiles = []string{
+	"cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo",
+	"sys/kernel/ns_last_pid", "sys/crypto/fips_enabled",
+}
+
+func (s *ContainerSpec) validate() error {
+	if err := s.Process.validate(); err != nil {
+		return err
+	}
+	if s.Rootfs == nil {
+		return fmt.Errorf("Rootfs: missing")
+	}
+	if s.Sysfs != "" && s.Sysfs != "ro" && s.Sysfs != "rw" {
+		return fmt.Errorf("Sysfs: %q is neither ro nor rw", s.Sysfs)
+	}
+	for i, m := range slices.Concat(s.Mounts, s.Cgroupfs) {
+		field := fmt.Sprintf("Mounts[%d]", i)
+		if j := i - len(s.Mounts); j >= 0 {
+			field = fmt.Sprintf("Cgroupfs[%d]", j)
+		}
+		switch target := path.Clean(m.Target); {
+		case !path.IsAbs(m.Target):
+			return fmt.Errorf("%s.Target: %q is not an absolute path", field, m.Target)
+		case target == "/":
+			return fmt.Errorf("%s.Target: / is the root file system", field)
+		case m.Source == nil:
+			return fmt.Errorf("%s.Source: missing for %s", field, m.Target)
+		default:
+			if rest, ok := within(target, "/proc"); ok && !(m.File && slices.Contains(procFiles, rest)) {
+				return fmt.Errorf("%s.Target: %s is inside /proc", field, m.Target)
+			}
+		}
+	}
+	for field, paths := range map[string][]string{"MaskedPaths": s.MaskedPaths, "ReadonlyPaths": s.ReadonlyPaths} {
+		for _, p := range paths {
+			if !path.IsAbs(p) || path.Clean(p) == "/" {
+				return fmt.Errorf("%s: %q can't be one", field, p)
+			}
+		}
+	}
+	return nil
+}
+
+// container is a container's recipe being written.
+type container struct {
+	*Builder
+	spec *ContainerSpec
+	root FD
+	// proc and sys are the mounts the container has at /proc and /sys, nil if
+	// they are none of ours.
+	proc, sys Arg
+}
+
+// Container returns the recipe of a container's first process. It is carried
+// out by a child of pause that was cloned with a mount namespace of its own.
+//
+// What an attacker may have prepared: everything in the rootfs and in the
+// volumes, which other containers of the pod may be changing all the time.
+// What he hasn't got: a process in this mount namespace, before execve.
+func Container(spec ContainerSpec) (*Recipe, error) {
+	if err := spec.validate(); err != nil {
+		return nil, fmt.Errorf("recipe: container: %w", err)
+	}
+	c := &container{Builder: New(), spec: &spec}
+	c.root = c.FD("rootfs", spec.Rootfs)
+
+	c.Call("setting the umask", unix.SYS_UMASK, Int(0o022)) // of mount points
+	c.joinCgroups(spec.CgroupProcs)
+	if spec.CgroupNS {
+		c.Call("making the cgroup namespace", unix.SYS_UNSHARE, Int(unix.CLONE_NEWCGROUP))
+	}
+	c.stdio(&spec.Process)
+	// procfs is made, and all that is written to it written, before anything
+	// of the image or of a volume has been looked at.
+	_, proc := c.newFS("mounting proc", "proc", safeFS)
+	c.labels(&spec.Process, proc)
+
+	c.Call("attaching the root file system", unix.SYS_MOVE_MOUNT, c.root, Str(""), cwd, Str(pauseRootfs), Int(unix.MOVE_MOUNT_F_EMPTY_PATH))
+	c.dev()
+	c.sysfs()
+	c.volumes()
+	c.procfs(proc)
+	c.mask()
+	c.readonly()
+	dir := c.workdir()
+	if spec.ReadonlyRootfs {
+		c.Call("making the root file system read-only", unix.SYS_MOUNT_SETATTR, c.root, Str(""), Int(unix.AT_EMPTY_PATH),
+			MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, Int(mountAttrSize))
+	}
+	c.pivot("changing the root directory", c.root)
+	c.Call("changing to the working directory "+spec.cwd(), unix.SYS_FCHDIR, dir)
+	c.session(&spec.Process)
+	c.become(&spec.Process, !spec.UserNS)
+	return c.Recipe()
+}
+
+func (p *Process) cwd() string { return path.Clean("/" + p.Cwd) }
+
+// replaced says whether one of Mounts takes the place of what is mounted at
+// target by default: at the same place, or at /dev or /sys around it.
+func (c *container) replaced(target string) bool {
+	return slices.ContainsFunc(c.spec.Mounts, func(m Mount) bool {
+		at := path.Clean(m.Target)
+		_, inside := within(target, at)
+		return at == target || (at == "/dev" || at == "/sys") && inside
+	})
+}
+
+// ownDir makes and opens a directory of the rootfs that must be a real one:
+// CVE-2019-19921, CVE-2023-27561: an image whose /proc is a link to somewhere
+// else would have the runtime work there.
+func (c *container) ownDir(why, name string) Result {
+	c.mkdir(why, c.root, name)
+	return c.open(why, c.root, name, onlyDir, onlyHere)
+}
+
+// dev mounts /dev and what belongs in it. Below /dev all is resolved from the
+// descriptor of the tmpfs, which the node filled and nobody else has.
+func (c *container) dev() {
+	s := c.spec
+	if s.Dev == nil || c.replaced("/dev") {
+		return
+	}
+	dev := c.FD("dev", s.Dev)
+	c.move("mounting /dev", dev, c.ownDir("mounting /dev", "dev"))
+	in := func(name, why string, mount Arg) {
+		c.mkdir(why, dev, name)
+		c.move(why, mount, c.open(why, dev, name, onlyDir, onlyHere))
+	}
+	if s.Devpts != nil && !c.replaced("/dev/pts") {
+		in("pts", "mounting /dev/pts", c.FD("devpts", s.Devpts))
+	}
+	if s.Shm && !c.replaced("/dev/shm") {
+		in("shm", "mounting /dev/shm", c.clone("mounting /dev/shm", pauseShm))
+	}
+	if s.Mqueue && !c.replaced("/dev/mqueue") {
+		_, mqueue := c.newFS("mounting /dev/mqueue", "mqueue", safeFS)
+		in("mqueue", "mounting /dev/mqueue", mqueue)
+	}
+	if s.Console != nil && !c.replaced("/dev/console") {
+		// CVE-2025-52565: the terminal comes as a descriptor, and its place
+		// in /dev is one no image has touched.
+		const why = "mounting /dev/console"
+		c.Call(why, unix.SYS_MKNODAT, dev, Str("console"), Int(unix.S_IFREG|0o600), Int(0)).Tolerate(unix.EEXIST)
+		c.move(why, c.FD("console", s.Console), c.open(why, dev, "console", unix.O_PATH, onlyHere))
+	}
+}
+
+func (c *container) sysfs() {
+	if c.spec.Sysfs != "" && !c.replaced("/sys") {
+		const why = "mounting /sys"
+		attrs := Int(safeFS)
+		if c.spec.Sysfs == "ro" {
+			attrs |= unix.MOUNT_ATTR_RDONLY
+		}
+		_, sys := c.newFS(why, "sysfs", attrs)
+		c.move(why, sys, c.ownDir(why, "sys"))
+		c.sys = sys
+	}
+	for i := range c.spec.Cgroupfs {
+		if m := &c.spec.Cgroupfs[i]; !c.replaced(path.Clean(m.Target)) {
+			c.mount(m, c.root)
+		}
+	}
+}
+
+// volumes mounts all of Mounts that isn't in /proc. procfs is still unmounted:
+// a volume that a link of the image leads to /proc is covered by it, or keeps
+// it from being mounted, but never covers it.
+func (c *container) volumes() {
+	for i := range c.spec.Mounts {
+		m := &c.spec.Mounts[i]
+		if _, ok := within(path.Clean(m.Target), "/proc"); !ok {
+			c.mount(m, c.root)
+		}
+		if path.Clean(m.Target) == "/sys" {
+			c.sys = c.open(m.why(), c.root, "/sys", onlyDir, inRoot)
+		}
+	}
+}
+
+// mount makes and opens the target and moves the mount there.
+//
+// CVE-2017-1002101, CVE-2021-30465, CVE-2025-31133: targets are descriptors
+// opened inside the root; between the look and the mount there is nothing to
+// exchange.
+func (c *container) mount(m *Mount, root Arg) {
+	why := m.why()
+	c.moveOnto(m, c.target(why, root, m.Target, m.File))
+}
+
+func (c *container) moveOnto(m *Mount, target Result) {
+	why := m.why()
+	c.move(why, c.FD("mount:"+m.Target, m.Source), target).explained(func(e unix.Errno) string {
+		if e == unix.EINVAL || e == unix.ENOTDIR {
+			return fmt.Sprintf("%s: %v (is a directory mounted onto a file, or a file onto a directory?)", why, unix.ENOTDIR)
+		}
+		return fmt.Sprintf("%s: %v", why, e)
+	})
+	c.close(why, target)
+}
+
+func (c *container) procfs(proc Arg) {
+	const why = "mounting proc"
+	if !c.spec.PrivateProc {
+		return
+	}
+	c.move(why, proc, c.ownDir(why, "proc"))
+	c.proc = proc
+	for i := range c.spec.Mounts {
+		m := &c.spec.Mounts[i]
+		if file, ok := within(path.Clean(m.Target), "/proc"); ok {
+			c.moveOnto(m, c.open(m.why(), proc, file, unix.O_PATH, onlyHere))
+		}
+	}
+}
+
+// workdir makes and opens the working directory, inside the root.
+//
+// CVE-2024-21626: it can't be a descriptor left open by somebody, nor reached
+// through one: magic links aren't followed, and it is opened after everything
+// has been mounted, so that it is what the container will see there.
+func (c *container) workdir() Result {
+	at := c.spec.cwd()
+	why := "changing to the working directory " + at
+	if at == "/" {
+		return c.open(why, c.root, "/", onlyDir, inRoot)
+	}
+	return c.target(why, c.root, at, false)
+}
+
+// outermost returns the cleaned paths, sorted, without those inside another
+// of them or of others.
+func outermost(paths []string, others ...string) []string {
+	var out []string
+	clean := make([]string, len(paths))
+	for i, p := range paths {
+		clean[i] = path.Clean(p)
+	}
+	slices.Sort(clean)
+	for _, p := range slices.Compact(clean) {
+		if !slices.ContainsFunc(slices.Concat(out, others), func(o string) bool { _, ok := within(p, o); return ok }) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// place is where a path is resolved from, and how.
+func (c *container) place(at string) (dir Arg, rest string, resolve uint64) {
+	if rest, ok := within(at, "/proc"); ok && c.proc != nil && rest != "" {
+		return c.proc, rest, onlyHere
+	}
+	if rest, ok := within(at, "/sys"); ok && c.sys != nil && rest != "" {
+		return c.sys, rest, onlyHere
+	}
+	return c.root, at, inRoot | unix.RESOLVE_NO_XDEV
+}
+
+// mask hides paths: directories by an empty one, files by a null device, both
+// copied from pause's root.
+//
+// CVE-2025-31133, CVE-2025-52881, CVE-2016-9962: what is in /proc and /sys is
+// opened from the descriptors of these mounts, without links, and on the one
+// file system only; a mask that isn't where it should be is an error.
+//
+// A recipe can't ask what a path is. So it tries a directory first; once that
+// is masked, RESOLVE_NO_XDEV keeps the second try from opening it again.
+func (c *container) mask() {
+	for _, at := range outermost(c.spec.MaskedPaths) {
+		why := "masking " + at
+		dir, rest, resolve := c.place(at)
+		d := c.open(why, dir, rest, onlyDir, resolve).Tolerate(unix.ENOENT, unix.ENOTDIR)
+		c.move(why, c.cloneIf(why, d, pauseDirmask), d).Tolerate(unix.EBADF)
+		f := c.open(why, dir, rest, unix.O_PATH, resolve).Tolerate(unix.ENOENT, unix.ENOTDIR, unix.EXDEV)
+		c.move(why, c.cloneIf(why, f, pauseNull), f).Tolerate(unix.EBADF)
+		c.closeIf(why, d, f)
+	}
+}
+
+// cloneIf copies a mount of pause's root.
+func (c *container) cloneIf(why string, _ Result, of string) Result { return c.clone(why, of) }
+
+func (c *container) closeIf(why string, fds ...Result) {
+	for _, fd := range fds {
+		c.close(why, fd).Tolerate(unix.EBADF)
+	}
+}
+
+// readonly makes paths read-only, with all that is mounted below them.
+func (c *container) readonly() {
+	masked := outermost(c.spec.MaskedPaths)
+	for _, at := range outermost(c.spec.ReadonlyPaths, masked...) {
+		why := "making " + at + " read-only"
+		dir, rest, resolve := c.place(at)
+		target := c.open(why, dir, rest, unix.O_PATH, resolve).Tolerate(unix.ENOENT, unix.ENOTDIR)
+		copied := c.Call(why, unix.SYS_OPEN_TREE, target, Str(""),
+			Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|unix.AT_RECURSIVE)).Tolerate(unix.EBADF)
+		c.Call(why, unix.SYS_MOUNT_SETATTR, copied, Str(""), Int(unix.AT_EMPTY_PATH|unix.AT_RECURSIVE),
+			MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, Int(mountAttrSize)).Tolerate(unix.EBADF)
+		c.move(why, copied, target).Tolerate(unix.EBADF)
+		c.closeIf(why, target, copied)
+	}
+}

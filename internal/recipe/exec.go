@@ -1,0 +1,58 @@
+package recipe
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// ExecSpec is a process executed in a running container.
+type ExecSpec struct {
+	Process
+	// PIDFD is a pidfd of the container's first process.
+	PIDFD *os.File
+	// Namespaces are those to join, CLONE_NEW*: the ones the container
+	// doesn't share with pause. Not CLONE_NEWPID, which pause sees to.
+	Namespaces uint64
+	// UserNS is as in ContainerSpec.
+	UserNS bool
+}
+
+// Exec returns the recipe of a process executed in a container.
+//
+// Whatever the container did to its mounts, nothing of it is looked at before
+// the child has joined them with everything else set up; and then only its
+// working directory and the command are.
+func Exec(spec ExecSpec) (*Recipe, error) {
+	err := spec.Process.validate()
+	switch {
+	case err != nil:
+	case spec.PIDFD == nil:
+		err = fmt.Errorf("PIDFD: missing")
+	case spec.Namespaces == 0:
+		err = fmt.Errorf("Namespaces: none to join")
+	case spec.Namespaces&unix.CLONE_NEWPID != 0:
+		err = fmt.Errorf("Namespaces: the PID namespace is entered by cloning")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("recipe: exec: %w", err)
+	}
+	b := New()
+	b.joinCgroups(spec.CgroupProcs)
+	b.stdio(&spec.Process)
+	if p := &spec.Process; p.OOMScoreAdj != nil || p.AppArmor != "" || p.SELinuxLabel != "" {
+		// The container may have mounted anything over its /proc.
+		_, proc := b.newFS("preparing proc", "proc", safeFS)
+		b.labels(p, proc)
+	}
+	b.Call("joining the container's namespaces", unix.SYS_SETNS, b.FD("container", spec.PIDFD), Int(int64(spec.Namespaces)))
+
+	// CVE-2024-21626, as for a container. Here the kernel has put us into the
+	// root directory of the container's mount namespace.
+	why := "changing to the working directory " + spec.cwd()
+	b.Call(why, unix.SYS_FCHDIR, b.open(why, cwd, spec.cwd(), onlyDir, inRoot))
+	b.session(&spec.Process)
+	b.become(&spec.Process, !spec.UserNS)
+	return b.Recipe()
+}
