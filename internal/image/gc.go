@@ -1,0 +1,182 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// leaseWork holds what a pull or load has so far; it never outlives the
+	// process that made it.
+	leaseWork = "work-"
+	// leaseRetain holds the layers of an image that was removed while
+	// containers used it.
+	leaseRetain = "retain-"
+	// leaseRecover makes the collector look at what is on the disk, too.
+	leaseRecover = "recover"
+)
+
+// debt counts the operations that owe a collection; guarded by Store.gcMu.
+type debt int
+
+// owe records on disk that a collection is due, before anything is given up.
+func (s *Store) owe() error {
+	s.gcMu.Lock()
+	defer s.gcMu.Unlock()
+	s.debt++
+	if s.debt > 1 {
+		return nil
+	}
+	path := filepath.Join(s.cfg.Root, debtFile)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		s.debt--
+		return err
+	}
+	defer f.Close()
+	return syncDir(s.cfg.Root)
+}
+
+// pay collects garbage and settles one debt.
+func (s *Store) pay(ctx context.Context) error {
+	s.gcMu.Lock()
+	defer s.gcMu.Unlock()
+	// What is given up cannot be asked for again, so nothing of it comes back
+	// into the cache.
+	s.lowerCache.Clear()
+	if _, err := s.db.GarbageCollect(context.WithoutCancel(ctx)); err != nil {
+		return fmt.Errorf("collecting garbage: %w", err)
+	}
+	if s.debt--; s.debt > 0 {
+		return nil
+	}
+	err := os.Remove(filepath.Join(s.cfg.Root, debtFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// payLater is pay for those who cannot wait. Close waits for it.
+func (s *Store) payLater(ctx context.Context) {
+	ctx = context.WithoutCancel(ctx)
+	s.work.Go(func() {
+		if err := s.pay(ctx); err != nil {
+			s.log.Warn("image garbage collection failed; it will be tried again", "error", err)
+		}
+	})
+}
+
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+// recover removes what an interrupted process left: leases of its work, what
+// they held, and files that never got into the database.
+func (s *Store) recover(ctx context.Context) error {
+	all, err := s.leases.List(ctx)
+	if err != nil {
+		return err
+	}
+	var stale []leases.Lease
+	for _, l := range all {
+		if id, ok := strings.CutPrefix(l.ID, leaseRetain); ok && s.pins.used("sha256:"+id) {
+			s.pins.setRetained("sha256:"+id, true)
+			continue
+		}
+		stale = append(stale, l)
+	}
+	_, err = os.Lstat(filepath.Join(s.cfg.Root, debtFile))
+	if len(stale) == 0 && errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	s.log.Info("removing what an interrupted image operation left", "leases", len(stale))
+	if err := s.owe(); err != nil {
+		return err
+	}
+	if err := s.touchBackends(ctx, &stale); err != nil {
+		return err
+	}
+	for _, l := range stale {
+		if err := s.leases.Delete(ctx, l); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	return s.pay(ctx)
+}
+
+// touchBackends makes a snapshot and an unfinished blob that are garbage when
+// the lease added to stale is deleted. The collector compares a backend with
+// the database only when it removed something from it.
+func (s *Store) touchBackends(ctx context.Context, stale *[]leases.Lease) error {
+	l, err := s.leases.Create(ctx, leases.WithID(leaseRecover))
+	if errdefs.IsAlreadyExists(err) {
+		l = leases.Lease{ID: leaseRecover}
+	} else if err != nil {
+		return err
+	} else {
+		*stale = append(*stale, l)
+	}
+	ctx = leases.WithLease(ctx, l.ID)
+	if _, err := s.snapshots.Prepare(ctx, leaseRecover, ""); err != nil && !errdefs.IsAlreadyExists(err) {
+		return err
+	}
+	w, err := content.OpenWriter(ctx, s.content, content.WithRef(leaseRecover))
+	if err != nil {
+		return err
+	}
+	return w.Close()
+}
+
+// lease protects what is stored with the returned context until release is
+// called. A release with keep collects nothing: all of it is referenced now.
+func (s *Store) lease(ctx context.Context) (_ context.Context, release func(keep bool) error, err error) {
+	l, err := s.leases.Create(ctx, leases.WithRandomID(), func(l *leases.Lease) error {
+		l.ID = leaseWork + l.ID
+		return nil
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("creating a lease: %w", err)
+	}
+	done := context.WithoutCancel(ctx)
+	return leases.WithLease(ctx, l.ID), func(keep bool) error {
+		if keep {
+			return s.leases.Delete(done, l)
+		}
+		if err := s.owe(); err != nil {
+			return err
+		}
+		if err := s.leases.Delete(done, l); err != nil {
+			return err
+		}
+		return s.pay(done)
+	}, nil
+}
+
+// syncFS writes everything of the file system that holds dir to the disk.
+func syncFS(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return &os.PathError{Op: "syncfs", Path: dir, Err: err}
+	}
+	return nil
+}
