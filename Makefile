@@ -32,7 +32,9 @@ pause:
 build: pause
 	CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o bin/unipod ./cmd/unipod
 
-arm64: pause
+arm64:
+	@scripts/deps.sh build arm64
+	$(MAKE) -C pause
 	CGO_ENABLED=0 GOARCH=arm64 $(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o bin/unipod-arm64 ./cmd/unipod
 
 # Two packages at a time: tests share one kernel, and a few of them wait for it.

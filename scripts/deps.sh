@@ -2,12 +2,13 @@
 # Installs the Debian packages that a task of the Makefile needs, and only
 # those that are missing.
 #
-#   scripts/deps.sh build|demo|test|fuzz|lint...
+#   scripts/deps.sh build|arm64|demo|test|fuzz|lint ...
 set -euo pipefail
 
 packages_for() {
 	case $1 in
 	build) echo gcc libc6-dev make ;;
+	arm64) echo gcc-aarch64-linux-gnu ;;
 	demo) echo gcc libc6-dev make busybox-static ;;
 	# docker-registry is the real registry the image tests pull from; the
 	# cross compiler and qemu run pause's tests as an arm64 machine would.
@@ -15,7 +16,7 @@ packages_for() {
 	fuzz) echo clang libclang-rt-14-dev ;;
 	lint) echo shellcheck ;;
 	*)
-		echo "deps.sh: unknown task $1 (build, demo, test, fuzz, lint)" >&2
+		echo "deps.sh: unknown task $1 (build, arm64, demo, test, fuzz, lint)" >&2
 		exit 2
 		;;
 	esac

@@ -58,7 +58,8 @@ var house = map[string]rule{
 
 	"internal/logview":  {8, nil, "reads CRI log files, whoever writes them"},
 	"internal/progress": {8, nil, "draws on a terminal"},
-	"internal/anatomy":  {8, []string{"internal/cri", "internal/sys"}, "looks at a pod from outside: records and /proc"},
+	"internal/anatomy":  {9, []string{"internal/progress"}, "describes and draws, and reads nothing"},
+	"internal/anatomy/local": {10, []string{"internal/anatomy", "internal/runtime"}, "the one face that reads the runtime's records"},
 	"internal/bench":    {8, []string{"internal/cri", "internal/sys"}, "measures any CRI endpoint, and the bare system calls"},
 	"internal/play":     {9, []string{"internal/manifest", "internal/engine", "internal/logview", "internal/cri"}, "the foreground face of the engine"},
 	"internal/cli": {10, []string{"internal/play", "internal/anatomy", "internal/bench", "internal/logview", "internal/progress", "internal/node",
