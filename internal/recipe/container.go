@@ -340,24 +340,31 @@ func (c *container) place(at string) (dir Arg, rest string, resolve uint64) {
 // A recipe can't ask what a path is. So it tries a directory first; once that
 // is masked, RESOLVE_NO_XDEV keeps the second try from opening it again.
 func (c *container) mask() {
-	for _, at := range outermost(c.spec.MaskedPaths) {
+	paths := outermost(c.spec.MaskedPaths)
+	if len(paths) == 0 {
+		return
+	}
+	from := c.open("masking paths", cwd, "/", onlyDir, 0)
+	for _, at := range paths {
 		why := "masking " + at
 		dir, rest, resolve := c.place(at)
-		d := c.open(why, dir, rest, onlyDir, resolve).Tolerate(unix.ENOENT, unix.ENOTDIR)
-		c.move(why, c.cloneIf(why, d, pauseDirmask), d).Tolerate(unix.EBADF)
-		f := c.open(why, dir, rest, unix.O_PATH, resolve).Tolerate(unix.ENOENT, unix.ENOTDIR, unix.EXDEV)
-		c.move(why, c.cloneIf(why, f, pauseNull), f).Tolerate(unix.EBADF)
-		c.closeIf(why, d, f)
+		c.maskBy(why, from, pauseDirmask,
+			c.open(why, dir, rest, onlyDir, resolve).Tolerate(unix.ENOENT, unix.ENOTDIR))
+		c.maskBy(why, from, pauseNull,
+			c.open(why, dir, rest, unix.O_PATH, resolve).Tolerate(unix.ENOENT, unix.ENOTDIR, unix.EXDEV))
 	}
 }
 
-// cloneIf copies a mount of pause's root.
-func (c *container) cloneIf(why string, _ Result, of string) Result { return c.clone(why, of) }
-
-func (c *container) closeIf(why string, fds ...Result) {
-	for _, fd := range fds {
-		c.close(why, fd).Tolerate(unix.EBADF)
-	}
+// maskBy mounts a copy of what pause's root holds at name on target, if target
+// was opened. The two duplications make the copy depend on that: they turn a
+// copy of target's descriptor, if there is one, into one of pause's root. A
+// copy made in vain would cost more than all else here, for when it is closed
+// the kernel waits for an RCU grace period.
+func (c *container) maskBy(why string, from Arg, name string, target Result) {
+	slot := c.Call(why, unix.SYS_FCNTL, target, Int(unix.F_DUPFD_CLOEXEC), Int(3)).Tolerate(unix.EBADF)
+	root := c.Call(why, unix.SYS_DUP3, from, slot, Int(unix.O_CLOEXEC)).Tolerate(unix.EBADF)
+	mask := c.Call(why, unix.SYS_OPEN_TREE, root, Str(name[1:]), Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)).Tolerate(unix.EBADF)
+	c.move(why, mask, target).Tolerate(unix.EBADF)
 }
 
 // readonly makes paths read-only, with all that is mounted below them.
@@ -372,6 +379,5 @@ func (c *container) readonly() {
 		c.Call(why, unix.SYS_MOUNT_SETATTR, copied, Str(""), Int(unix.AT_EMPTY_PATH|unix.AT_RECURSIVE),
 			MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, Int(mountAttrSize)).Tolerate(unix.EBADF)
 		c.move(why, copied, target).Tolerate(unix.EBADF)
-		c.closeIf(why, target, copied)
 	}
 }

@@ -51,6 +51,9 @@ type fsOption struct{ key, value string }
 // reconfigure it later, and the detached mount.
 func (b *Builder) newFS(why, fstype string, attrs Int, options ...fsOption) (context, mount Result) {
 	context = b.Call(why, unix.SYS_FSOPEN, Str(fstype), Int(unix.FSOPEN_CLOEXEC))
+	if !slices.ContainsFunc(options, func(o fsOption) bool { return o.key == "source" }) {
+		options = append(options, fsOption{"source", fstype}) // as it is shown in /proc/mounts
+	}
 	for _, o := range options {
 		b.configure(why, context, o)
 	}
