@@ -37,7 +37,11 @@ func (n *Network) ensure(ctx context.Context) (bridge, mtu int, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.made {
-		return f.bridge, f.mtu, nil
+		there, err := f.table.exists()
+		if there || err != nil {
+			return f.bridge, f.mtu, err
+		}
+		n.log.Warn("the pod network's nftables table is gone, making it anew", "table", n.cfg.Table)
 	}
 	if err := ctx.Err(); err != nil {
 		return 0, 0, err
@@ -81,6 +85,16 @@ func (n *Network) openTableLocked() (err error) {
 		n.infra.table, err = openTable(n.ns, n.cfg.Table)
 	}
 	return err
+}
+
+// madeTable returns the table if it was made, else nil.
+func (f *infra) madeTable() *table {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.made {
+		return nil
+	}
+	return f.table
 }
 
 // lost makes the next ensure make everything anew: somebody took it away.

@@ -72,14 +72,14 @@ func makeVeth(c *conn, bridge int, podNS *os.File, id string, a *Attachment) (in
 		return 0, err
 	}
 
-	make := newRequest(fmt.Sprintf("creating veth pair %s", a.HostVeth),
+	create := newRequest(fmt.Sprintf("creating veth pair %s", a.HostVeth),
 		unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 	msg = nl.NewIfInfomsg(unix.AF_UNSPEC)
 	msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
-	make.AddData(msg)
-	make.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(a.HostVeth)))
-	make.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(a.MTU))))
-	make.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(bridge))))
+	create.AddData(msg)
+	create.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(a.HostVeth)))
+	create.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(a.MTU))))
+	create.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(bridge))))
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
 	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
@@ -88,14 +88,20 @@ func makeVeth(c *conn, bridge int, podNS *os.File, id string, a *Attachment) (in
 	peer.AddRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(a.MTU)))
 	peer.AddRtAttr(unix.IFLA_ADDRESS, a.mac())
 	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(podNS.Fd())))
-	make.AddData(info)
+	create.AddData(info)
 
-	name := newRequest("naming the veth's pod", unix.RTM_SETLINK, 0)
-	name.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-	name.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(a.HostVeth)))
-	name.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, nl.NonZeroTerminated("pod "+id)))
+	adjust := newRequest("adjusting bridge port "+a.HostVeth, unix.RTM_NEWLINK, 0)
+	adjust.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	adjust.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(a.HostVeth)))
+	adjust.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, nl.NonZeroTerminated("pod "+id)))
+	port := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	port.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.NonZeroTerminated("bridge"))
+	// A pod that uses its own host port comes back to itself. With
+	// br_netfilter the bridge sees that as sending out where it came in.
+	port.AddRtAttr(nl.IFLA_INFO_SLAVE_DATA, nil).AddRtAttr(unix.IFLA_BRPORT_MODE, nl.Uint8Attr(1))
+	adjust.AddData(port)
 
-	err := c.do(make, name, indexOf(a.HostVeth, &index))
+	err := c.do(create, adjust, indexOf(a.HostVeth, &index))
 	return index, err
 }
 

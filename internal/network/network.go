@@ -176,6 +176,8 @@ func Open(_ context.Context, cfg Config) (_ *Network, err error) {
 	}
 	for _, r := range n.pods {
 		n.ipam.claim(r.Attachment.IPs)
+		r.mapped = r.Phase == ready
+		r.portsFree = !r.mapped
 	}
 	n.reaper.start(n)
 	for _, r := range n.pods {
@@ -196,6 +198,9 @@ func (n *Network) Close() error {
 // release undoes Open, however far it came.
 func (n *Network) release() {
 	n.reaper.stop()
+	for _, r := range n.pods {
+		closeAll(r.reserved)
+	}
 	if n.ipam != nil {
 		n.ipam.close()
 	}

@@ -183,6 +183,7 @@ func (t *table) addChains(bridge string, networks []netip.Prefix) {
 
 	t.rule(prerouting, "127.0.0.1 is for this host alone", to(expr.CmpOpEq, local4), back)
 	t.rule(prerouting, "", toThisHost(), verdict(expr.VerdictJump, hostports.Name))
+	t.rule(output, "IPv6 has no route_localnet, the node forwards these", to(expr.CmpOpEq, local6), back)
 	t.rule(output, "", toThisHost(), verdict(expr.VerdictJump, hostports.Name))
 
 	t.rule(hostports, "", t.redirect("one4"))
@@ -193,13 +194,15 @@ func (t *table) addChains(bridge string, networks []netip.Prefix) {
 	outBridge := ifname(expr.MetaKeyOIFNAME, expr.CmpOpEq, bridge)
 	masquerade := []expr.Any{&expr.Masq{FullyRandom: true}}
 	for _, p := range networks {
-		local, multicast := local4, netip.MustParsePrefix("224.0.0.0/4")
+		multicast := netip.MustParsePrefix("224.0.0.0/4")
 		if p.Addr().Is6() {
-			local, multicast = local6, netip.MustParsePrefix("ff00::/8")
+			multicast = netip.MustParsePrefix("ff00::/8")
 		}
 		t.rule(postrouting, "pods to the outside", ifname(expr.MetaKeyOIFNAME, expr.CmpOpNeq, bridge),
 			from(expr.CmpOpEq, p), to(expr.CmpOpNeq, p), to(expr.CmpOpNeq, multicast), masquerade)
-		t.rule(postrouting, "localhost to a host port", outBridge, from(expr.CmpOpEq, local), masquerade)
+		if p.Addr().Is4() {
+			t.rule(postrouting, "localhost to a host port", outBridge, from(expr.CmpOpEq, local4), masquerade)
+		}
 		t.rule(postrouting, "a pod to a pod's host port: the answer must come back this way",
 			outBridge, from(expr.CmpOpEq, p), wasRedirected(), masquerade)
 	}

@@ -141,6 +141,7 @@ func (n *Network) reap(batch []*record) error {
 	n.at("unlinked")
 	var errs []error
 	for _, r := range batch {
+		n.forgetFlowsOf(r)
 		if err := n.leases.remove(r.ID); err != nil {
 			errs = append(errs, err)
 			continue

@@ -53,10 +53,26 @@ func (n *Network) reconcilePod(ctx context.Context, id string, live bool) (kept 
 	case r == nil:
 		return false, nil
 	case live && r.Phase == ready:
+		n.readopt(r)
 		return true, nil
 	}
 	n.log.Info("disconnecting pod left over", "pod", id, "phase", r.Phase)
-	return false, n.retire(r)
+	return false, n.retire(ctx, r)
+}
+
+// readopt does for a living pod what ended with the former process.
+func (n *Network) readopt(r *record) {
+	if r.reserved == nil {
+		reserved, err := n.reserve(r)
+		if err != nil {
+			n.log.Warn("a pod's host ports are served but not reserved", "pod", r.ID, "error", err)
+		}
+		r.reserved = reserved
+	}
+	index := 0
+	if err := n.host.do(indexOf(r.Attachment.HostVeth, &index)); err != nil {
+		n.log.Warn("a pod lost its link", "pod", r.ID, "error", err)
+	}
 }
 
 // deleteStrays deletes links of ours that no record knows.

@@ -32,7 +32,7 @@ func (n *Network) Setup(ctx context.Context, req Request) (*Attachment, error) {
 			return new(r.Attachment), nil
 		}
 		// A former life of this pod, or one that a crash cut short.
-		if err := n.retire(r); err != nil {
+		if err := n.retire(ctx, r); err != nil {
 			return nil, err
 		}
 		if err := n.reaper.gone(ctx, req.ID); err != nil {
@@ -54,6 +54,9 @@ func (n *Network) Setup(ctx context.Context, req Request) (*Attachment, error) {
 
 // attach does Setup's work for a pod that has nothing yet.
 func (n *Network) attach(ctx context.Context, req Request, inode uint64) (_ *record, err error) {
+	if err := checkPorts(req.Ports, n.ipam.networks()); err != nil {
+		return nil, err
+	}
 	bridge, mtu, err := n.ensure(ctx)
 	if err != nil {
 		return nil, err
@@ -69,15 +72,19 @@ func (n *Network) attach(ctx context.Context, req Request, inode uint64) (_ *rec
 			MAC: macOf(ips[0].Addr()).String(), HostVeth: vethName(req.ID), MTU: mtu,
 		},
 	}
-	n.mu.Lock()
-	n.pods[r.ID] = r
-	n.mu.Unlock()
+	if err := n.enter(r); err != nil {
+		n.ipam.free(ips)
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, n.retire(r))
+			err = errors.Join(err, n.retire(context.WithoutCancel(ctx), r))
 		}
 	}()
 
+	if r.reserved, err = n.reserve(r); err != nil {
+		return nil, err
+	}
 	if err := n.leases.put(r.ID, r); err != nil {
 		return nil, err
 	}
@@ -86,6 +93,10 @@ func (n *Network) attach(ctx context.Context, req Request, inode uint64) (_ *rec
 		return nil, err
 	}
 	n.at("connected")
+	if err := n.mapPorts(ctx, r); err != nil {
+		return nil, err
+	}
+	n.at("mapped")
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -111,6 +122,53 @@ func (n *Network) connect(bridge int, ns *os.File, r *record) error {
 	return configurePod(inside, &r.Attachment)
 }
 
+// mapPorts makes the table send a pod's host ports to it.
+func (n *Network) mapPorts(ctx context.Context, r *record) error {
+	all := elements(r.ID, r.Attachment.IPs, r.Ports)
+	if len(all) == 0 {
+		return nil
+	}
+	n.setMapped(r, true)
+	err := n.infra.table.add(all)
+	if errors.Is(err, unix.ENOENT) {
+		// Somebody flushed the ruleset. Making it anew maps this pod too.
+		n.infra.lost()
+		_, _, err = n.ensure(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	n.forgetStaleFlows(r)
+	return nil
+}
+
+// unmapPorts undoes mapPorts.
+func (n *Network) unmapPorts(ctx context.Context, r *record) error {
+	if !n.setMapped(r, false) {
+		return nil
+	}
+	if table := n.infra.madeTable(); table != nil {
+		err := table.remove(elements(r.ID, r.Attachment.IPs, r.Ports))
+		if !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+		// Not all of them are there, and so the transaction did nothing:
+		// somebody flushed the ruleset.
+		n.infra.lost()
+	}
+	_, _, err := n.ensure(ctx)
+	return err
+}
+
+// setMapped says whether the table is to have a pod's ports, and returns
+// whether it was.
+func (n *Network) setMapped(r *record, mapped bool) (was bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	was, r.mapped = r.mapped, mapped
+	return was
+}
+
 // Teardown disconnects a pod. When it returns, the pod's host ports are free;
 // its link and addresses go soon after, see Wait. An unknown pod is no error.
 func (n *Network) Teardown(ctx context.Context, id string) error {
@@ -123,12 +181,12 @@ func (n *Network) Teardown(ctx context.Context, id string) error {
 	if r == nil {
 		return nil
 	}
-	return n.retire(r)
+	return n.retire(ctx, r)
 }
 
 // retire frees a pod's host ports and leaves the rest to the reaper. The
 // caller has the pod's turn.
-func (n *Network) retire(r *record) error {
+func (n *Network) retire(ctx context.Context, r *record) error {
 	if r.Phase == ending {
 		return nil
 	}
@@ -139,6 +197,17 @@ func (n *Network) retire(r *record) error {
 		return err
 	}
 	n.at("retired")
+	if err := n.unmapPorts(ctx, r); err != nil {
+		r.Phase = before
+		n.setMapped(r, true)
+		return err
+	}
+	closeAll(r.reserved)
+	r.reserved = nil
+	n.mu.Lock()
+	r.portsFree = true
+	n.mu.Unlock()
+	n.at("unmapped")
 	n.reaper.add(r)
 	return nil
 }
@@ -172,13 +241,13 @@ func (n *Network) gatewaysOf(ips []netip.Prefix) []netip.Addr {
 	return all
 }
 
-// elements returns the table's entries for every pod that is connected.
+// elements returns all the entries the table is to have.
 func (n *Network) elements() []element {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var all []element
 	for _, r := range n.pods {
-		if r.Phase == ready {
+		if r.mapped {
 			all = append(all, elements(r.ID, r.Attachment.IPs, r.Ports)...)
 		}
 	}

@@ -20,6 +20,12 @@ type record struct {
 	Phase      phase         `json:"phase"`
 	Attachment Attachment    `json:"attachment"`
 	Ports      []PortMapping `json:"ports,omitempty"`
+
+	// Of this process, not of the file. Guarded by the pod's turn:
+	reserved []*reservation // of the host ports
+	// and by Network.mu:
+	mapped    bool // the table is to have entries of this pod
+	portsFree bool // its host ports may be given to others
 }
 
 const recordVersion = 1
