@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"path"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +24,10 @@ const (
 
 	xattrRecord = "SCHILY.xattr."
 	opaqueXattr = "trusted.overlay.opaque"
+
+	// holderXattr marks a placeholder; its value is the index of its link. No
+	// archive can set it, and unlike an inode's number it is never reused.
+	holderXattr = "trusted.unipod.link"
 )
 
 // Options tell how a layer is applied.
@@ -48,9 +53,8 @@ type Layer struct {
 	// several names may lead to one directory.
 	dirs    map[uint64]dirMeta
 	implied map[uint64]string
-	links   []pendingLink     // in the order of the archive
-	holders map[uint64]string // inodes of placeholders and what they stand for
-	opaque  bool              // the root itself
+	links   []pendingLink // in the order of the archive
+	opaque  bool          // the root itself
 
 	buf []byte
 }
@@ -68,10 +72,7 @@ type meta struct {
 	xattrs   map[string]string
 }
 
-type pendingLink struct {
-	name, target string
-	ino          uint64 // of the placeholder: a later entry may have replaced it
-}
+type pendingLink struct{ name, target string }
 
 // Apply reads the uncompressed tar stream r to the end of the archive and
 // creates its entries below dir, an empty directory. The returned layer must
@@ -86,7 +87,6 @@ func Apply(ctx context.Context, dir *os.File, r io.Reader, opts Options) (*Layer
 		root:    root,
 		dirs:    make(map[uint64]dirMeta),
 		implied: make(map[uint64]string),
-		holders: make(map[uint64]string),
 		buf:     make([]byte, 128<<10),
 	}
 	if err := l.apply(ctx, tar.NewReader(r)); err != nil {
@@ -151,7 +151,7 @@ func (l *Layer) entry(ctx context.Context, hdr *tar.Header, data io.Reader) erro
 	}
 	dir, base := path.Split(name)
 	dir = strings.TrimSuffix(dir, "/")
-	if strings.HasPrefix(base, metaPrefix) && base != opaqueMarker {
+	if bookkeeping(dir) || bookkeeping(base) && base != opaqueMarker {
 		return nil
 	}
 	m, err := metaOf(hdr)
@@ -383,8 +383,8 @@ func (l *Layer) link(parent int, name, base, linkname string) error {
 			if st, err = lstat(parent, base); err == nil && st.Ino == tst.Ino {
 				return nil // a link to itself
 			}
-			if target, ok := l.holders[tst.Ino]; ok {
-				return l.placeholder(parent, name, base, target)
+			if i, ok := l.holder(tfd, tbase); ok {
+				return l.placeholder(parent, name, base, l.links[i].target)
 			}
 			err = l.create(parent, base, func() error { return unix.Linkat(tfd, tbase, parent, base, 0) })
 			if err != nil {
@@ -403,19 +403,41 @@ func (l *Layer) link(parent int, name, base, linkname string) error {
 }
 
 func (l *Layer) placeholder(parent int, name, base, target string) error {
-	var st unix.Stat_t
 	err := l.create(parent, base, func() error {
 		fd, err := unix.Openat(parent, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
 		defer unix.Close(fd)
-		return unix.Fstat(fd, &st)
+		return unix.Fsetxattr(fd, holderXattr, strconv.AppendInt(nil, int64(len(l.links)), 10), 0)
 	})
 	if err != nil {
 		return err
 	}
-	l.links = append(l.links, pendingLink{name: name, target: target, ino: st.Ino})
-	l.holders[st.Ino] = target
+	l.links = append(l.links, pendingLink{name, target})
 	return nil
+}
+
+// holder says which link the file is a placeholder for, if it is one.
+func (l *Layer) holder(parent int, base string) (int, bool) {
+	if len(l.links) == 0 {
+		return 0, false
+	}
+	fd, err := unix.Openat(parent, base, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, false
+	}
+	defer unix.Close(fd)
+	var b [20]byte
+	n, err := unix.Getxattr(procPath(fd), holderXattr, b[:])
+	if err != nil {
+		return 0, false
+	}
+	i, err := strconv.Atoi(string(b[:n]))
+	return i, err == nil && i < len(l.links)
+}
+
+// bookkeeping says whether a path is AUFS' own or lies below such.
+func bookkeeping(name string) bool {
+	return strings.HasPrefix(name, metaPrefix) || strings.Contains(name, "/"+metaPrefix)
 }

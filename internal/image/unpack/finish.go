@@ -87,27 +87,26 @@ func (l *Layer) setDirectory(ino uint64, name string, m meta) error {
 // so that both names are one file again.
 func (l *Layer) settleLinks(below lower) error {
 	made := make(map[string]string) // target -> a name in this layer that is its copy
-	for _, p := range l.links {
-		if err := l.settleLink(below, p, made); err != nil {
+	for i, p := range l.links {
+		if err := l.settleLink(below, i, p, made); err != nil {
 			return fmt.Errorf("layer entry %q: hard link to %q: %w", p.name, p.target, err)
 		}
 	}
 	return nil
 }
 
-func (l *Layer) settleLink(below lower, p pendingLink, made map[string]string) error {
+func (l *Layer) settleLink(below lower, i int, p pendingLink, made map[string]string) error {
 	dir, base := path.Split(p.name)
 	parent, err := openInRoot(l.root, strings.TrimSuffix(dir, "/"), unix.O_PATH|unix.O_DIRECTORY)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return nil // a later entry took the directory's place
+	}
 	if err != nil {
-		return ignoreReplaced(err)
+		return err
 	}
 	defer unix.Close(parent)
-	st, err := lstat(parent, base)
-	if err != nil {
-		return ignoreReplaced(err)
-	}
-	if st.Ino != p.ino {
-		return nil
+	if h, ok := l.holder(parent, base); !ok || h != i {
+		return nil // a later entry of the archive took the name
 	}
 	if err := unix.Unlinkat(parent, base, 0); err != nil {
 		return err
@@ -130,15 +129,6 @@ func (l *Layer) settleLink(below lower, p pendingLink, made map[string]string) e
 	}
 	defer unix.Close(sfd)
 	return unix.Linkat(sfd, sbase, parent, base, 0)
-}
-
-// ignoreReplaced forgives that a placeholder is gone: a later entry of the
-// archive took its name or its directory's.
-func ignoreReplaced(err error) error {
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
-		return nil
-	}
-	return err
 }
 
 // copyUp copies the target of a link from below to its own path, or, where
