@@ -1,0 +1,18 @@
+package manifest
+
+import (
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/kubernetes/pkg/features"
+)
+
+// Alpha features of Kubernetes that unipod carries out. Without its gate a
+// field would be dropped before validation.
+func init() {
+	err := utilfeature.DefaultMutableFeatureGate.SetFromMap(map[string]bool{
+		string(features.ContainerStopSignals): true,
+	})
+	if err != nil {
+		// Only a name that this version of Kubernetes doesn't know.
+		panic(err)
+	}
+}
