@@ -34,6 +34,7 @@ static u32 nchildren;           /* slots ever used */
 
 static int signals, self;       /* signalfd; pidfd of pause */
 static int conn = -1;           /* the node's connection */
+static int away;                /* children would be born in another PID namespace */
 static int greeted, ready;      /* HELLO was done; SETUP was done */
 static u32 creator;             /* uid */
 static struct rlimit_ files;    /* RLIMIT_NOFILE as it was given to us */
@@ -166,20 +167,16 @@ static void become(int recipe, int report, const int *fds, u32 nfds)
 	sys(__NR_exit_group, 127);
 }
 
-/* pause's own recipe: namespaces, empty root, sysctls. Whatever it leaves open
+/* pause's own recipe: empty root, sysctls. Whatever it leaves open
  * is closed. Only then can anybody else connect. */
-static int setup(const struct request *r, u32 *step)
+static int setup(u32 *step)
 {
-	long ret = 0;
+	long ret;
 	int error = 0;
 
 	if (ready)
 		return EALREADY;
 	*step = REPORT_RECIPE;
-	if (r->cloneflags)
-		ret = sys(__NR_unshare, r->cloneflags);
-	if (is_error(ret))
-		return (int)-ret;
 	if (stash.n)
 		error = carry_out(stash.fd[0], stash.fd + 1, stash.n - 1, -1, step);
 	if (error)
@@ -198,7 +195,6 @@ static const u64 NAMESPACES = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLO
  * those to keep. The last are the only ones that stay with us. */
 static int spawn(const struct request *r, int *pidfd, s64 *started)
 {
-	static int away;        /* children would be born in another PID namespace */
 	struct clone_args a = {.flags = r->cloneflags | CLONE_PIDFD, .exit_signal = SIG_CHLD, .pidfd = (u64)pidfd};
 	u32 first = 2 + !!(r->flags & SPAWN_PIDNS) + !!(r->flags & SPAWN_CGROUP);
 	struct child *c;
@@ -383,7 +379,7 @@ static void serve(const struct request *r)
 	} else if (!greeted) {
 		m->error = EPROTO;
 	} else if (r->type == SETUP) {
-		m->error = (u32)setup(r, &m->step);
+		m->error = (u32)setup(&m->step);
 	} else if (r->type == SPAWN) {
 		m->error = (u32)spawn(r, &pidfd, &m->started);
 		if (!m->error)

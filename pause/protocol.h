@@ -20,7 +20,7 @@ enum { SPAWN_PIDNS = 1, SPAWN_CGROUP = 2 };
 struct request {
 	u32 type, serial;
 	u32 magic, version;     /* HELLO */
-	u64 cloneflags;         /* SETUP: to unshare; SPAWN: to clone with */
+	u64 cloneflags;         /* SPAWN: CLONE_NEW* */
 	u32 flags;              /* SPAWN: SPAWN_* */
 	u32 nkeep;              /* SPAWN: how many of the last descriptors to keep */
 	char id[ID_SIZE];       /* SPAWN, RELEASE */

@@ -14,7 +14,6 @@
 #include <linux/mman.h>
 #include <linux/poll.h>
 #include <linux/prctl.h>
-#include <linux/resource.h>
 #include <linux/sched.h>
 #include <linux/types.h>
 #include <linux/wait.h>

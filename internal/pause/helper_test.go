@@ -232,10 +232,11 @@ func release(t testing.TB, c *Conn, id string) {
 
 func pipe(t testing.TB) (r, w *os.File) {
 	t.Helper()
-	r, w, err := os.Pipe()
-	if err != nil {
+	var p [2]int // blocking, unlike os.Pipe's: children use them
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		t.Fatal(err)
 	}
+	r, w = os.NewFile(uintptr(p[0]), "pipe"), os.NewFile(uintptr(p[1]), "pipe")
 	t.Cleanup(func() { r.Close(); w.Close() })
 	return r, w
 }

@@ -60,21 +60,18 @@ func (p *process) forget() {
 }
 
 func (p *process) kill() error {
-	raw, err := p.pidfd.SyscallConn()
-	if err != nil {
-		return nil // closed: it has ended
-	}
-	var kerr error
-	if err := raw.Control(func(fd uintptr) { kerr = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) }); err != nil {
-		if errors.Is(err, os.ErrClosed) {
-			return nil
-		}
-		return err
-	}
-	if errors.Is(kerr, unix.ESRCH) {
+	_, err := fileNumber(p.pidfd, func(fd int) (int, error) {
+		return 0, unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+	})
+	if errors.Is(err, unix.ESRCH) {
 		return nil
 	}
-	return kerr
+	select {
+	case <-p.done: // why pidfd is closed
+		return nil
+	default:
+		return err
+	}
 }
 
 func readable(fd int) bool {

@@ -66,7 +66,7 @@ func (c *Conn) Spawn(ctx context.Context, r SpawnRequest) (*Process, error) {
 	}
 	pid, err := fileNumber(s.call.files[0], pidOf)
 	if err == nil {
-		err = s.outcome(ctx, r.Recipe)
+		err = c.outcome(ctx, s, r.Recipe)
 	}
 	if err != nil {
 		c.discard(ctx, s)
@@ -164,8 +164,9 @@ func (c *Conn) discard(ctx context.Context, s *spawning) {
 // errUnreported: the child ended before it reached its program, without a word.
 var errUnreported = errors.New("no report")
 
-// outcome reads the child's report until it executes its program or ends.
-func (s *spawning) outcome(ctx context.Context, recipe Recipe) error {
+// outcome reads the child's report until it executes its program or ends, or
+// the connection does.
+func (c *Conn) outcome(ctx context.Context, s *spawning, recipe Recipe) error {
 	stop := context.AfterFunc(ctx, func() { s.report.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	launched := false
@@ -178,7 +179,10 @@ func (s *spawning) outcome(ctx context.Context, recipe Recipe) error {
 		case err == io.EOF:
 			return errUnreported
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			return fmt.Errorf("starting %s: %w", s.id, ctx.Err())
+			if err = ctx.Err(); err == nil {
+				err = c.lost()
+			}
+			return fmt.Errorf("starting %s: %w", s.id, err)
 		case err != nil:
 			return fmt.Errorf("starting %s: reading its report: %w", s.id, err)
 		}

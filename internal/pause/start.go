@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -33,11 +34,6 @@ type Recipe interface {
 
 const socketName = "pause.sock"
 
-// These are made by clone; the others by pause itself (unshare), so that the
-// node process, whose thread is suspended until pause is executed, doesn't wait
-// for the slow ones (a network namespace), and other pods with it.
-const bornIn = unix.CLONE_NEWPID | unix.CLONE_NEWUSER
-
 // Start makes a pause process and connects to it. It fails with
 // errdefs.ErrAlreadyExists if one lives in that directory, and with what
 // Setup.Explain says if a step of Setup fails.
@@ -53,7 +49,7 @@ func Start(ctx context.Context, cfg Config) (_ *Conn, err error) {
 		return nil, fmt.Errorf("run directory of pause: %w", err)
 	}
 	defer dir.Close()
-	listener, err := bind(dir)
+	listener, err := bind(ctx, dir)
 	if err != nil {
 		return nil, fmt.Errorf("socket of pause in %s: %w", cfg.Dir, err)
 	}
@@ -95,7 +91,7 @@ func (c *Conn) prepare(ctx context.Context, cfg Config) error {
 	if err := c.hello(ctx); err != nil {
 		return err
 	}
-	req := request{Type: typeSetup, Cloneflags: uint64(cfg.Cloneflags &^ bornIn)}
+	req := request{Type: typeSetup}
 	var files []*os.File
 	if cfg.Setup != nil {
 		memfd, err := recipeMemfd(cfg.Setup)
@@ -113,7 +109,7 @@ func (c *Conn) prepare(ctx context.Context, cfg Config) error {
 	case errno == 0:
 		return nil
 	case cfg.Setup == nil || call.reply.Step == reportRecipe:
-		return fmt.Errorf("setting up pause (namespaces %#x): %w", req.Cloneflags, errno)
+		return fmt.Errorf("setting up pause: %w", errno)
 	default:
 		return cfg.Setup.Explain(int(call.reply.Step), errno)
 	}
@@ -132,7 +128,7 @@ func run(cfg Config, listener, conn int) (*process, error) {
 		return nil, err
 	}
 	pidfd := -1
-	attr := syscall.SysProcAttr{Cloneflags: cfg.Cloneflags & bornIn, PidFD: &pidfd}
+	attr := syscall.SysProcAttr{Cloneflags: cfg.Cloneflags, PidFD: &pidfd}
 	if cfg.Cloneflags&unix.CLONE_NEWUSER != 0 {
 		attr.UidMappings, attr.GidMappings, attr.GidMappingsEnableSetgroups = cfg.UIDMap, cfg.GIDMap, true
 		// Root of the new namespace, or exec would take its capabilities.
@@ -168,7 +164,7 @@ func socketPath(dir *os.File) *unix.SockaddrUnix {
 // bind makes the socket that pause will listen on: pause itself calls
 // listen(2), so that who connects sees pause as its peer. The socket of a pause
 // that has died is replaced.
-func bind(dir *os.File) (_ int, err error) {
+func bind(ctx context.Context, dir *os.File) (_ int, err error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
@@ -185,18 +181,36 @@ func bind(dir *os.File) (_ int, err error) {
 	if !errors.Is(err, unix.EADDRINUSE) {
 		return fd, err
 	}
-	// Is it alive? A socket of another type is refused before it disturbs it.
-	probe, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
+	if err := awaitDeath(ctx, dir); err != nil {
 		return -1, err
-	}
-	err = unix.Connect(probe, socketPath(dir))
-	unix.Close(probe)
-	if !errors.Is(err, unix.ECONNREFUSED) {
-		return -1, fmt.Errorf("a pause process lives here already: %w", errdefs.ErrAlreadyExists)
 	}
 	if err := unix.Unlinkat(int(dir.Fd()), socketName, 0); err != nil {
 		return -1, err
 	}
 	return fd, unix.Bind(fd, socketPath(dir))
+}
+
+// awaitDeath waits until nobody has the socket open. A process that this node
+// is forking has a copy of every descriptor for a moment, so the socket may
+// outlive its pause by that.
+func awaitDeath(ctx context.Context, dir *os.File) error {
+	// A socket of another type is refused before it disturbs a living one.
+	probe, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(probe)
+	patience := time.After(time.Second)
+	for {
+		if err := unix.Connect(probe, socketPath(dir)); errors.Is(err, unix.ECONNREFUSED) {
+			return nil
+		}
+		select {
+		case <-time.After(2 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-patience:
+			return fmt.Errorf("a pause process lives here already: %w", errdefs.ErrAlreadyExists)
+		}
+	}
 }

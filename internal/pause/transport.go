@@ -282,8 +282,18 @@ func (c *Conn) fail(err error) {
 		call.err = err
 		close(call.done)
 	}
+	for _, s := range c.spawning {
+		s.report.SetReadDeadline(time.Unix(1, 0))
+	}
 	close(c.ended)
 	if !c.giving {
 		close(c.exits)
 	}
+}
+
+// lost returns why the connection has ended.
+func (c *Conn) lost() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
 }
