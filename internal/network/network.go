@@ -124,6 +124,8 @@ type Network struct {
 	reaper reaper
 	turns  turns
 
+	closing sync.Once
+
 	mu   sync.Mutex
 	pods map[string]*record // every pod with a record
 
@@ -191,7 +193,7 @@ func Open(_ context.Context, cfg Config) (_ *Network, err error) {
 // Close waits for what Teardown left to be done behind it and releases the
 // Network's own resources. Pods keep their network.
 func (n *Network) Close() error {
-	n.release()
+	n.closing.Do(n.release)
 	return nil
 }
 

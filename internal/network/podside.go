@@ -43,7 +43,7 @@ func (podside) Stats(ns *os.File) ([]InterfaceStats, error) {
 	var all []InterfaceStats
 	for _, l := range links {
 		a := l.Attrs()
-		if a.Flags&unix.IFF_LOOPBACK != 0 || a.Statistics == nil {
+		if a.RawFlags&unix.IFF_LOOPBACK != 0 || a.Statistics == nil {
 			continue
 		}
 		s := a.Statistics

@@ -150,6 +150,7 @@ func (n *Network) Remove(ctx context.Context) error {
 	return errors.Join(
 		os.RemoveAll(n.leases.dir),
 		removeIfThere(filepath.Join(n.cfg.StateDir, cursorFile)),
+		removeIfThere(filepath.Join(n.cfg.StateDir, cursorFile+newSuffix)),
 		removeIfThere(n.lock.Name()),
 	)
 }

@@ -43,7 +43,10 @@ const (
 // (as far as its file system is) when put returns.
 type store struct{ dir string }
 
-const recordSuffix = ".json"
+const (
+	recordSuffix = ".json"
+	newSuffix    = ".new" // being written
+)
 
 func (s store) put(name string, value any) error {
 	data, err := json.Marshal(value)
@@ -70,11 +73,18 @@ func (s store) records() (map[string]*record, error) {
 	}
 	all := make(map[string]*record)
 	for _, e := range entries {
+		path := filepath.Join(s.dir, e.Name())
+		if strings.HasSuffix(path, newSuffix) {
+			// A write that a crash ended: what it was to replace counts.
+			if err := os.Remove(path); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		id, ok := strings.CutSuffix(e.Name(), recordSuffix)
 		if !ok {
-			continue // a temporary file of a write that a crash ended
+			return nil, fmt.Errorf("%s is not a network record: remove it", path)
 		}
-		path := filepath.Join(s.dir, e.Name())
 		data, err := os.ReadFile(path)
 		if err != nil {
 			return nil, err
@@ -93,7 +103,7 @@ func (s store) records() (map[string]*record, error) {
 
 // writeFile replaces dir/name by data: all of it or, after a crash, none.
 func writeFile(dir, name string, data []byte) (err error) {
-	tmp := filepath.Join(dir, name+".new")
+	tmp := filepath.Join(dir, name+newSuffix)
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
