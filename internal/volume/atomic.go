@@ -80,10 +80,13 @@ func cleanPaths(files map[string]file) (map[string]file, error) {
 // currentData is the directory that ..data names, "" if none or not ours.
 func currentData(root *os.File) (string, error) {
 	target, err := readlink(root, dataLink)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
+	switch {
+	case errors.Is(err, unix.ENOENT):
 		return "", nil
-	}
-	if err != nil {
+	case errors.Is(err, unix.EINVAL):
+		// Not a link: somebody else's doing, and in the way of ours.
+		return "", removeAll(root, dataLink)
+	case err != nil:
 		return "", err
 	}
 	if !strings.HasPrefix(target, "..") || strings.Contains(target, "/") || target == ".." || target == dataLink {
@@ -153,8 +156,8 @@ func writeData(root *os.File, files map[string]file, gid *int64) (string, error)
 		return "", err
 	}
 	fd := int(root.Fd())
-	if err := unix.Unlinkat(fd, newDataLink, 0); err != nil && !errors.Is(err, unix.ENOENT) {
-		return "", &os.PathError{Op: "unlinkat", Path: newDataLink, Err: err}
+	if err := removeAll(root, newDataLink); err != nil {
+		return "", err
 	}
 	if err := unix.Symlinkat(name, fd, newDataLink); err != nil {
 		return "", &os.PathError{Op: "symlinkat", Path: newDataLink, Err: err}
