@@ -43,9 +43,10 @@ type ContainerSpec struct {
 	// Targets in /proc are refused but for the files lxcfs provides.
 	Mounts []Mount
 
-	// Dev is a detached tmpfs with the device nodes, the symbolic links and
-	// the directories pts, shm and mqueue. Devpts is a detached devpts,
-	// Console a detached bind mount of the terminal; both may be nil.
+	// Dev is a detached tmpfs with the device nodes and symbolic links of
+	// /dev. Devpts is a detached devpts; nil is none. Console is a detached
+	// bind mount of the terminal for /dev/console; if it is nil and the
+	// process has a terminal of Devpts, that becomes the console.
 	Dev, Devpts, Console *os.File
 	// Shm mounts the pod's /dev/shm, Mqueue its POSIX message queues.
 	Shm, Mqueue bool
@@ -210,13 +211,29 @@ func (c *container) dev() {
 		_, mqueue := c.newFS("mounting /dev/mqueue", "mqueue", safeFS)
 		in("mqueue", "mounting /dev/mqueue", mqueue)
 	}
-	if s.Console != nil && !c.replaced("/dev/console") {
-		// CVE-2025-52565: the terminal comes as a descriptor, and its place
-		// in /dev is one no image has touched.
-		const why = "mounting /dev/console"
-		c.Call(why, unix.SYS_MKNODAT, dev, Str("console"), Int(unix.S_IFREG|0o600), Int(0)).Tolerate(unix.EEXIST)
-		c.move(why, c.FD("console", s.Console), c.open(why, dev, "console", unix.O_PATH, onlyHere))
+	c.console(dev)
+}
+
+// console mounts the terminal on /dev/console.
+//
+// CVE-2025-52565: the terminal comes as a descriptor, and its place in /dev is
+// one that no image has touched. The terminal's descriptor is on the devpts
+// that was just attached, so it can be copied as a mount.
+func (c *container) console(dev FD) {
+	const why = "mounting /dev/console"
+	var mount Arg
+	switch s := c.spec; {
+	case c.replaced("/dev/console"):
+		return
+	case s.Console != nil:
+		mount = c.FD("console", s.Console)
+	case s.Terminal && s.Devpts != nil && !c.replaced("/dev/pts"):
+		mount = c.Call(why, unix.SYS_OPEN_TREE, Int(0), Str(""), Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH))
+	default:
+		return
 	}
+	c.Call(why, unix.SYS_MKNODAT, dev, Str("console"), Int(unix.S_IFREG|0o600), Int(0)).Tolerate(unix.EEXIST)
+	c.move(why, mount, c.open(why, dev, "console", unix.O_PATH, onlyHere))
 }
 
 func (c *container) sysfs() {

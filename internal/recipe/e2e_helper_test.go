@@ -170,14 +170,14 @@ func mappedRootfs(t testing.TB) *os.File {
 func dev(t testing.TB) *os.File {
 	t.Helper()
 	m := newMount(t, "tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, sys.Option{Key: "mode", Value: "0755"})
-	for name, minor := range map[string]uint32{"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9} {
-		if err := unix.Mknodat(int(m.Fd()), name, unix.S_IFCHR|0o666, int(unix.Mkdev(1, minor))); err != nil {
+	for name, device := range map[string]uint64{
+		"null": unix.Mkdev(1, 3), "zero": unix.Mkdev(1, 5), "full": unix.Mkdev(1, 7),
+		"random": unix.Mkdev(1, 8), "urandom": unix.Mkdev(1, 9), "tty": unix.Mkdev(5, 0),
+	} {
+		err := unix.Mknodat(int(m.Fd()), name, unix.S_IFCHR, int(device))
+		if err := errors.Join(err, os.Chmod(sys.ProcPath(m)+"/"+name, 0o666)); err != nil {
 			t.Fatal(err)
 		}
-		os.Chmod(sys.ProcPath(m)+"/"+name, 0o666)
-	}
-	if err := unix.Mknodat(int(m.Fd()), "tty", unix.S_IFCHR|0o666, int(unix.Mkdev(5, 0))); err != nil {
-		t.Fatal(err)
 	}
 	for name, to := range map[string]string{"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2", "ptmx": "pts/ptmx"} {
 		if err := os.Symlink(to, sys.ProcPath(m)+"/"+name); err != nil {

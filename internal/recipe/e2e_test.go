@@ -1,16 +1,539 @@
 package recipe_test
 
 import (
+	"bufio"
+	"bytes"
+	"errors"
 	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"unipod.dev/unipod/internal/recipe"
+	"unipod.dev/unipod/internal/sys"
 )
 
-func TestHello(t *testing.T) {
+func TestContainerWorld(t *testing.T) {
 	p := plainPod(t)
 	root, _ := rootfs(t, nil)
-	spec := p.spec(root, "echo hello; hostname; pwd; echo $$; cat /proc/mounts")
-	fmt.Println(p.run(spec).out)
-	_ = recipe.New
+	p.expect(p.spec(root, `hostname; pwd; echo $$
+		awk '{ print $2, $3, substr($4, 1, 2) }' /proc/mounts | grep -v -e ^/proc/ -e ^/sys/ | sort
+		echo x >/dev/shm/x && cat /dev/shm/x; ls /dev; cat; echo lost >/dev/null`),
+		"pod\n/\n1\n"+
+			"/ overlay rw\n/dev tmpfs rw\n/dev/mqueue mqueue rw\n/dev/pts devpts rw\n/dev/shm tmpfs rw\n/proc proc rw\n/sys sysfs ro\n"+
+			"x\nfd\nfull\nmqueue\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n")
+	// The next container of the pod sees the same /dev/shm, and nothing else of the first.
+	root, _ = rootfs(t, nil)
+	p.expect(p.spec(root, "cat /dev/shm/x; echo /proc/[0-9]*"), "x\n/proc/1\n")
+}
+
+// status are the lines of /proc/self/status that tell who a process is.
+const status = `grep -e ^Uid -e ^Gid -e ^Groups -e ^Cap -e ^NoNewPrivs -e ^Seccomp: -e ^Umask /proc/self/status | tr '\t' ' ' | sed 's/ *$//'`
+
+func TestIdentity(t *testing.T) {
+	p := plainPod(t)
+	const chown, kill, admin = 1 << unix.CAP_CHOWN, 1 << unix.CAP_KILL, 1 << unix.CAP_SYS_ADMIN
+	user := func(pr *recipe.Process) { pr.UID, pr.GID, pr.Groups = 1000, 1001, []uint32{1001, 2000} }
+	for _, c := range []struct {
+		name   string
+		change func(pr *recipe.Process)
+		want   string
+	}{
+		{"root", func(pr *recipe.Process) {
+			pr.Bounding, pr.Permitted, pr.Effective = chown|kill, chown|kill, chown|kill
+			pr.NoNewPrivs = false
+		}, "Umask: 0022\nUid: 0 0 0 0\nGid: 0 0 0 0\nGroups:\nCapInh: 0\nCapPrm: 21\nCapEff: 21\nCapBnd: 21\nCapAmb: 0\nNoNewPrivs: 0\nSeccomp: 0\n"},
+		{"user without capabilities", func(pr *recipe.Process) {
+			user(pr)
+			pr.Bounding, pr.Permitted, pr.Effective = chown, 0, 0
+			pr.NoNewPrivs, pr.Seccomp, pr.Umask = true, deny(unix.SYS_MKDIRAT), new(uint32)
+		}, "Umask: 0000\nUid: 1000 1000 1000 1000\nGid: 1001 1001 1001 1001\nGroups: 1001 2000\nCapInh: 0\nCapPrm: 0\nCapEff: 0\nCapBnd: 1\nCapAmb: 0\nNoNewPrivs: 1\nSeccomp: 2\n"},
+		{"user with ambient capabilities, filtered", func(pr *recipe.Process) {
+			user(pr)
+			pr.Bounding, pr.Permitted, pr.Effective, pr.Inheritable, pr.Ambient = chown|kill, kill, kill, kill, kill
+			pr.Seccomp = deny(unix.SYS_MKDIRAT)
+		}, "Umask: 0022\nUid: 1000 1000 1000 1000\nGid: 1001 1001 1001 1001\nGroups: 1001 2000\nCapInh: 20\nCapPrm: 20\nCapEff: 20\nCapBnd: 21\nCapAmb: 20\nNoNewPrivs: 0\nSeccomp: 2\n"},
+		{"root with CAP_SYS_ADMIN, filtered", func(pr *recipe.Process) {
+			pr.Bounding, pr.Permitted, pr.Effective = admin, admin, admin
+			pr.Seccomp = deny(unix.SYS_MKDIRAT)
+		}, "Umask: 0022\nUid: 0 0 0 0\nGid: 0 0 0 0\nGroups:\nCapInh: 0\nCapPrm: 200000\nCapEff: 200000\nCapBnd: 200000\nCapAmb: 0\nNoNewPrivs: 0\nSeccomp: 2\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p.t = t
+			root, _ := rootfs(t, nil)
+			spec := p.spec(root, status+` | sed -e 's/: 0*\([0-9a-f]\)/: \1/' -e 's/^Umask: \(.*\)/Umask: 000\1/' -e 's/^Umask: .*\(....\)$/Umask: \1/'`)
+			c.change(&spec.Process)
+			p.expect(spec, c.want)
+
+			// The same for an exec.
+			root, _ = rootfs(t, nil)
+			con, err := p.launch(p.spec(root, "sleep 100"), containerNamespaces)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pr := spec.Process
+			pr.Stdout, pr.Stderr = nil, nil
+			run, err := p.exec(con, pr, nil)
+			if err != nil {
+				t.Fatalf("exec: %v%s", err, callOf(err))
+			}
+			if got := run.wait(); got.out != c.want {
+				t.Errorf("exec: code %d, output\n%s\nwant\n%s", got.code, got.out, c.want)
+			}
+			unix.PidfdSendSignal(int(con.Pidfd.Fd()), unix.SIGKILL, nil, 0)
+			con.wait()
+		})
+	}
+}
+
+// deny is a seccomp program that refuses one system call with ENOTTY.
+func deny(nr uint32) []unix.SockFilter {
+	return []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: nr, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOTTY)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+}
+
+// TestSeccompIsLate: a program that refuses everything the recipe does before
+// it is installed doesn't stop the container.
+func TestSeccompIsLate(t *testing.T) {
+	p := plainPod(t)
+	for _, nnp := range []bool{true, false} {
+		for _, nr := range []uint32{unix.SYS_MOVE_MOUNT, unix.SYS_SETRESUID, unix.SYS_SETGROUPS, unix.SYS_FCHDIR, unix.SYS_CLOSE_RANGE, unix.SYS_OPENAT2} {
+			root, _ := rootfs(t, nil)
+			spec := p.spec(root, "echo runs")
+			spec.UID, spec.NoNewPrivs, spec.Seccomp = 1000, nnp, deny(nr)
+			spec.Permitted, spec.Effective = 0, 0
+			p.expect(spec, "runs\n")
+		}
+	}
+	root, _ := rootfs(t, nil)
+	spec := p.spec(root, "mkdir /tmp/x; stat /tmp/x >/dev/null 2>&1 || echo refused")
+	spec.Seccomp = []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: mkdirNumber, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOTTY)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	if got := p.run(spec); !strings.Contains(got.out, "Inappropriate ioctl") || !strings.Contains(got.out, "refused") {
+		t.Errorf("the filter doesn't filter: %q", got.out)
+	}
+}
+
+func TestReadonlyRootfs(t *testing.T) {
+	p := plainPod(t)
+	root, _ := rootfs(t, nil)
+	spec := p.spec(root, "touch /x 2>/dev/null || echo read-only; touch /new/place/x && ls /new/place; cat /new/file; pwd")
+	volume, file := t.TempDir(), filepath.Join(t.TempDir(), "f")
+	os.WriteFile(file, []byte("content\n"), 0o644)
+	spec.ReadonlyRootfs, spec.Cwd = true, "/made/cwd"
+	spec.Mounts = []recipe.Mount{
+		{Source: bind(t, volume), Target: "/new/place"},
+		{Source: bind(t, file), Target: "/new/file", File: true},
+	}
+	p.expect(spec, "read-only\nx\ncontent\n/made/cwd\n")
+}
+
+func TestMountsInOrder(t *testing.T) {
+	p := plainPod(t)
+	outer, inner := t.TempDir(), t.TempDir()
+	os.WriteFile(inner+"/in", nil, 0o644)
+	root, upper := rootfs(t, func(upper string) { os.Symlink("../var/run", upper+"/run") })
+	spec := p.spec(root, "ls /data/sub/deep /run/secrets")
+	spec.Mounts = []recipe.Mount{
+		{Source: bind(t, outer), Target: "/data"},
+		{Source: bind(t, inner), Target: "/data/sub/deep"},
+		{Source: bind(t, outer), Target: "/var/run"},
+		{Source: bind(t, inner), Target: "/run/secrets"},
+	}
+	p.expect(spec, "/data/sub/deep:\nin\n\n/run/secrets:\nin\n")
+	for _, made := range []string{outer + "/sub/deep", outer + "/secrets", upper + "/data"} {
+		if i, err := os.Stat(made); err != nil || i.Mode() != os.ModeDir|0o755 {
+			t.Errorf("mount point %s: %v, %v", made, i, err)
+		}
+	}
+	// A directory doesn't fit on a file, nor a file on a directory.
+	for _, m := range []recipe.Mount{
+		{Source: bind(t, outer), Target: "/etc/passwd", Why: "mounting volume v at /etc/passwd"},
+		{Source: bind(t, "/etc/hostname"), Target: "/etc", File: true, Why: "mounting volume v at /etc"},
+	} {
+		root, _ := rootfs(t, nil)
+		spec := p.spec(root, "")
+		spec.Mounts = []recipe.Mount{m}
+		if got := p.refuses(spec); !strings.HasPrefix(got, m.Why+": not a directory") {
+			t.Errorf("%s: %s", m.Target, got)
+		}
+	}
+}
+
+func TestMaskedAndReadonlyPaths(t *testing.T) {
+	p := plainPod(t)
+	root, _ := rootfs(t, func(upper string) {
+		os.MkdirAll(upper+"/opt/secret/deep", 0o755)
+		os.WriteFile(upper+"/opt/key", []byte("secret"), 0o600)
+		os.MkdirAll(upper+"/opt/fixed", 0o755)
+	})
+	spec := p.spec(root, `
+		cat /proc/interrupts /proc/keys /proc/timer_list /opt/key; ls /proc/acpi /sys/firmware /opt/secret
+		for f in /proc/sys/kernel/domainname /proc/sysrq-trigger /opt/fixed/x /opt/secret/x /proc/acpi/x; do
+			echo x 2>/dev/null >$f && echo "$f was written"
+		done
+		chmod 777 /proc/interrupts /opt/key 2>/dev/null && echo "a mask was changed"
+		mount -o remount,rw /proc/sys 2>/dev/null
+		touch /opt/free`)
+	spec.MaskedPaths = append([]string{"/opt/secret", "/opt/key", "/opt/missing/x", "/proc/version/x"}, maskedPaths...)
+	spec.ReadonlyPaths = append([]string{"/opt/fixed", "/proc/sys/kernel", "/opt/secret", "/opt/none"}, readonlyPaths...)
+	p.expect(spec, "/opt/secret:\n\n/proc/acpi:\n\n/sys/firmware:\n")
+}
+
+func TestWorkingDirectory(t *testing.T) {
+	p := plainPod(t)
+	for cwd, want := range map[string]string{
+		"": "/\n", "/root": "/root\n", "/a/b/../new": "/a/new\n", "/link": "/root\n", "/private": "/private\n", "/data/sub": "/data/sub\n",
+	} {
+		root, _ := rootfs(t, func(upper string) {
+			os.Symlink("/root", upper+"/link")
+			os.Mkdir(upper+"/private", 0o700)
+		})
+		spec := p.spec(root, "/bin/busybox pwd")
+		spec.Cwd, spec.UID = cwd, 1000 // who may not enter /private himself
+		spec.Permitted, spec.Effective = 0, 0
+		spec.Mounts = []recipe.Mount{{Source: bind(t, t.TempDir()), Target: "/data"}}
+		p.expect(spec, want)
+	}
+	root, _ := rootfs(t, nil)
+	spec := p.spec(root, "")
+	spec.Cwd = "/etc/passwd"
+	if got := p.refuses(spec); got != "changing to the working directory /etc/passwd: not a directory" {
+		t.Error(got)
+	}
+}
+
+func TestCommandLookup(t *testing.T) {
+	p := plainPod(t)
+	for _, c := range []struct {
+		args []string
+		path string
+		want string // output, or the error if it has a colon
+	}{
+		{[]string{"hello"}, "PATH=/none:/etc/passwd:/noexec:/dirs:/good", "hello"},
+		{[]string{"./good/hello"}, "", "hello"},
+		{[]string{"hello"}, "PATH=/none:/noexec", `exec: "hello": executable file not found in $PATH`},
+		{[]string{"hello"}, "PATH=/noexec:/none", `exec: "hello": executable file not found in $PATH`},
+		{[]string{"hello"}, "", `exec: "hello": executable file not found in $PATH`},
+		{[]string{"/noexec/hello"}, "", `exec: "/noexec/hello": permission denied`},
+		{[]string{"/none"}, "", `exec: "/none": stat /none: no such file or directory`},
+		{[]string{"/etc/passwd/x"}, "", `exec: "/etc/passwd/x": stat /etc/passwd/x: not a directory`},
+		{[]string{"/good/text"}, "", `exec /good/text: exec format error`},
+		{[]string{"text"}, "PATH=/good:/none", `exec /good/text: exec format error`},
+	} {
+		root, _ := rootfs(t, func(upper string) {
+			for _, d := range []string{"noexec", "dirs/hello", "good"} {
+				os.MkdirAll(filepath.Join(upper, d), 0o755)
+			}
+			os.WriteFile(upper+"/noexec/hello", nil, 0o644)
+			os.WriteFile(upper+"/good/hello", []byte("#!/bin/sh\necho hello"), 0o755)
+			os.WriteFile(upper+"/good/text", []byte("no program"), 0o755)
+		})
+		spec := p.spec(root, "")
+		spec.Args, spec.Env = c.args, []string{"PATH=/bin", c.path}
+		if c.path == "" {
+			spec.Env = nil
+		}
+		if strings.Contains(c.want, ":") {
+			if got := p.refuses(spec); got != c.want {
+				t.Errorf("%v: %s, want %s", c, got, c.want)
+			}
+			continue
+		}
+		p.expect(spec, c.want+"\n")
+	}
+}
+
+func TestLimitsAndScores(t *testing.T) {
+	p := plainPod(t)
+	root, _ := rootfs(t, nil)
+	adj := 321
+	spec := p.spec(root, "cat /proc/self/oom_score_adj; ulimit -n; env | sort; readlink /proc/self/ns/cgroup | wc -l")
+	spec.OOMScoreAdj = &adj
+	spec.Rlimits = []recipe.Rlimit{{Type: unix.RLIMIT_NOFILE, Soft: 99, Hard: 100}, {Type: unix.RLIMIT_CORE, Soft: 0, Hard: 0}}
+	spec.Env = append(spec.Env, "TOKEN=a=b")
+	p.expect(spec, "321\n99\nPATH=/usr/bin:/bin\nPWD=/\nSHLVL=1\nTOKEN=a=b\n1\n")
+	// What isn't permitted is tolerated, and the container runs.
+	root, _ = rootfs(t, nil)
+	spec = p.spec(root, "echo runs")
+	low := -1000
+	spec.OOMScoreAdj = &low
+	spec.Rlimits = []recipe.Rlimit{{Type: unix.RLIMIT_NOFILE, Soft: 1 << 20, Hard: 1 << 40}}
+	p.expect(spec, "runs\n")
+	// An impossible value isn't.
+	root, _ = rootfs(t, nil)
+	spec = p.spec(root, "")
+	low = -5000
+	spec.OOMScoreAdj = &low
+	if got := p.refuses(spec); got != "setting oom_score_adj: invalid argument" {
+		t.Error(got)
+	}
+}
+
+func TestTerminal(t *testing.T) {
+	p := plainPod(t)
+	root, _ := rootfs(t, nil)
+	spec := p.spec(root, "tty; echo hi >/dev/tty; echo log >/dev/console; stat -c %u /dev/pts/0; trap 'exit 7' INT; while :; do sleep 0.05; done")
+	ptmx, err := os.OpenFile(sys.ProcPath(spec.Devpts)+"/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	ptmx = keep(t, ptmx, err)
+	if err := unix.IoctlSetPointerInt(int(ptmx.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	slave, _, errno := unix.Syscall(unix.SYS_IOCTL, ptmx.Fd(), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	tty := os.NewFile(slave, "pts/0")
+	spec.Stdin, spec.Stdout, spec.Stderr, spec.Terminal = tty, tty, tty, true
+	spec.UID = 1000
+	c, err := p.launch(spec, containerNamespaces)
+	tty.Close()
+	if err != nil {
+		t.Fatalf("%v%s", err, callOf(err))
+	}
+	lines := bufio.NewScanner(ptmx)
+	var got []string
+	for i := 0; i < 4 && lines.Scan(); i++ {
+		got = append(got, lines.Text())
+	}
+	if want := "[/dev/pts/0 hi log 1000]"; fmt.Sprint(got) != want {
+		t.Errorf("terminal shows %q, want %s", got, want)
+	}
+	ptmx.Write([]byte{3}) // ^C reaches the foreground process of the session
+	if r := c.wait(); r.code != 7 && r.code != 128+int(unix.SIGINT) {
+		t.Errorf("ended with %d", r.code)
+	}
+}
+
+func TestStdin(t *testing.T) {
+	p := plainPod(t)
+	root, _ := rootfs(t, nil)
+	spec := p.spec(root, "cat; echo >&2 err; echo again >/dev/stdout")
+	in, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.WriteString("typed\n")
+	w.Close()
+	spec.Stdin, spec.UID, spec.GID = in, 1234, 1234
+	defer in.Close()
+	p.expect(spec, "typed\nerr\nagain\n") // /dev/stdout is opened anew: the pipe was given to the user
+}
+
+func TestExec(t *testing.T) {
+	p := plainPod(t)
+	root, _ := rootfs(t, nil)
+	spec := p.spec(root, "echo one >/tmp/f; mount -t tmpfs none /root; touch /root/inside; exec sleep 100")
+	c, err := p.launch(spec, containerNamespaces)
+	if err != nil {
+		t.Fatal(err)
+	}
+	score := 700
+	pr := process("while ! test -e /root/inside; do sleep 0.01; done; pwd; cat /tmp/f; ls /root; hostname; cat /proc/self/oom_score_adj; id -u; test $$ -gt 1 && kill -0 1 && echo sees")
+	pr.Cwd, pr.OOMScoreAdj = "/etc", &score
+	run, err := p.exec(c, pr, nil)
+	if err != nil {
+		t.Fatalf("%v%s", err, callOf(err))
+	}
+	if got := run.wait(); got.out != "/etc\none\ninside\npod\n700\n0\nsees\n" || got.code != 0 {
+		t.Errorf("%+v", got)
+	}
+	for _, bad := range []struct {
+		change func(pr *recipe.Process)
+		want   string
+	}{
+		{func(pr *recipe.Process) { pr.Cwd = "/none" }, "changing to the working directory /none: no such file or directory"},
+		{func(pr *recipe.Process) { pr.Args = []string{"none"} }, `exec: "none": executable file not found in $PATH`},
+		{func(pr *recipe.Process) { pr.AppArmor = "none" }, ""},
+	} {
+		pr := process("")
+		bad.change(&pr)
+		if pr.AppArmor != "" && hasAppArmor() {
+			continue
+		}
+		_, err := p.exec(c, pr, nil)
+		var se *recipe.StepError
+		if !errors.As(err, &se) || bad.want != "" && err.Error() != bad.want {
+			t.Errorf("%v, want %s", err, bad.want)
+		}
+	}
+	unix.PidfdSendSignal(int(c.Pidfd.Fd()), unix.SIGKILL, nil, 0)
+	c.wait()
+}
+
+func hasAppArmor() bool {
+	_, err := os.Stat("/sys/kernel/security/apparmor")
+	return err == nil
+}
+
+func TestUserNamespace(t *testing.T) {
+	p := newPod(t, recipe.SandboxSpec{Hostname: "pod", ShmSize: 1 << 20, UserNS: true,
+		Sysctls: map[string]string{"net.ipv4.ping_group_range": "0 0"}}, podNamespaces)
+	spec := p.spec(mappedRootfs(t), `id -u; awk '{ print $1, $2, $3 }' /proc/self/uid_map; stat -c %u /bin/sh; touch /x && stat -c %u /x
+		hostname; cat /proc/interrupts; echo 1 2>/dev/null >/proc/sys/net/ipv4/ip_forward || echo fixed
+		cat /proc/sys/net/ipv4/ping_group_range | tr '\t' ' '; echo x >/dev/shm/x; ls /dev/mqueue; cat /sys/class/net/lo/mtu
+		touch /ready; exec sleep 100`)
+	spec.UserNS, spec.Devpts = true, nil
+	caps := spec.Bounding
+	spec.Permitted, spec.Effective = caps, caps
+	c, err := p.launch(spec, containerNamespaces)
+	if err != nil {
+		t.Fatalf("%v%s", err, callOf(err))
+	}
+	pr := process("while ! test -e /ready; do sleep 0.01; done; id -u; id -g")
+	pr.UID, pr.GID, pr.Permitted, pr.Effective = 33, 34, 0, 0
+	run, err := p.exec(c, pr, func(s *recipe.ExecSpec) { s.UserNS = true })
+	if err != nil {
+		t.Fatalf("exec: %v%s", err, callOf(err))
+	}
+	if got := run.wait(); got.out != "33\n34\n" {
+		t.Errorf("exec: %+v", got)
+	}
+	uid, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.PID))
+	if err != nil || !bytes.Contains(uid, fmt.Appendf(nil, "\nUid:\t%d\t%d\t", mappedID, mappedID)) {
+		t.Errorf("on the host it isn't %d: %s, %v", mappedID, uid, err)
+	}
+	unix.PidfdSendSignal(int(c.Pidfd.Fd()), unix.SIGKILL, nil, 0)
+	if got, want := c.wait().out, "0\n0 100000 65536\n0\n0\npod\nfixed\n0 0\n65536\n"; got != want {
+		t.Errorf("output:\n%s\nwant:\n%s", got, want)
+	}
+}
+
+func TestSharedNamespaces(t *testing.T) {
+	// The host's PID, network and IPC namespaces, its host name and /dev/shm.
+	p := newPod(t, recipe.SandboxSpec{HostIPCShm: true}, unix.CLONE_NEWNS)
+	root, _ := rootfs(t, nil)
+	name := fmt.Sprintf("/dev/shm/recipe-%d", os.Getpid())
+	if err := os.WriteFile(name, []byte("shared\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(name)
+	spec := p.spec(root, "cat "+name+"; hostname; cat /proc/1/comm; for f in self/ns/pid self/ns/net self/ns/ipc; do readlink /proc/$f; done")
+	c, err := p.launch(spec, unix.CLONE_NEWNS)
+	if err != nil {
+		t.Fatalf("%v%s", err, callOf(err))
+	}
+	want := "shared\n" + must(os.Hostname()) + "\n" + string(must(os.ReadFile("/proc/1/comm")))
+	for _, ns := range []string{"pid", "net", "ipc"} {
+		want += must(os.Readlink("/proc/self/ns/"+ns)) + "\n"
+	}
+	if got := c.wait(); got.out != want {
+		t.Errorf("output:\n%s\nwant:\n%s", got.out, want)
+	}
+
+	// One PID namespace in the pod: pause is PID 1.
+	p = plainPod(t)
+	root, _ = rootfs(t, nil)
+	c, err = p.launch(p.spec(root, "test $$ -gt 1 && cat /proc/1/comm"), unix.CLONE_NEWNS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.wait(); got.out != "pause\n" {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestSandbox(t *testing.T) {
+	score := 500
+	p := newPod(t, recipe.SandboxSpec{Hostname: "web-0", ShmSize: 1 << 20, OOMScoreAdj: &score, Sysctls: map[string]string{
+		"net.ipv4.conf.lo.forwarding": "1", "net/ipv4/tcp_syncookies": "0", "kernel.shm_rmid_forced": "1",
+	}}, podNamespaces)
+	proc := fmt.Sprintf("/proc/%d/", p.conn.PID())
+	mounts := must(os.ReadFile(proc + "mounts"))
+	var got []string
+	for line := range strings.Lines(string(mounts)) {
+		f := strings.Fields(line)
+		got = append(got, f[1]+" "+f[2]+" "+f[3][:2])
+	}
+	slices.Sort(got)
+	if fmt.Sprint(got) != "[/ tmpfs ro /proc proc rw /shm tmpfs rw]" {
+		t.Errorf("pause's mounts:\n%s", mounts)
+	}
+	if info := must(os.ReadFile(proc + "mountinfo")); bytes.Contains(info, []byte("shared:")) || bytes.Contains(info, []byte("master:")) {
+		t.Errorf("mounts aren't private:\n%s", info)
+	}
+	if err := os.WriteFile(proc+"root/x", nil, 0o644); !errors.Is(err, unix.EROFS) {
+		t.Errorf("pause's root can be written: %v", err)
+	}
+	if b := must(os.ReadFile(proc + "oom_score_adj")); string(b) != "500\n" {
+		t.Errorf("oom_score_adj %s", b)
+	}
+	root, _ := rootfs(t, nil)
+	p.expect(p.spec(root, "hostname; cat /proc/sys/net/ipv4/conf/lo/forwarding /proc/sys/net/ipv4/tcp_syncookies /proc/sys/kernel/shm_rmid_forced"), "web-0\n1\n0\n1\n")
+
+	for want, spec := range map[string]recipe.SandboxSpec{
+		"setting sysctl net.no.such: no such file or directory":    {Sysctls: map[string]string{"net.no.such": "1"}},
+		"setting sysctl net.ipv4.tcp_syncookies: invalid argument": {Sysctls: map[string]string{"net.ipv4.tcp_syncookies": "many"}},
+		"setting the host name: invalid argument":                  {Hostname: strings.Repeat("x", 65)},
+	} {
+		if _, err := tryPod(t, spec, podNamespaces); err == nil || err.Error() != want {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}
+
+func TestCgroups(t *testing.T) {
+	const pids = "/sys/fs/cgroup/pids"
+	if _, err := os.Stat(pids + "/cgroup.procs"); err != nil {
+		t.Skip("needs the v1 pids controller at "+pids+":", err)
+	}
+	group := func(name string) (string, *os.File) {
+		dir := filepath.Join(pids, fmt.Sprintf("recipe-%d-%s", os.Getpid(), name))
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.Remove(dir) })
+		f, err := os.OpenFile(dir+"/cgroup.procs", os.O_WRONLY, 0)
+		return filepath.Base(dir), keep(t, f, err)
+	}
+	sandbox, sandboxProcs := group("sandbox")
+	name, procs := group("container")
+	p := newPod(t, recipe.SandboxSpec{CgroupProcs: []*os.File{sandboxProcs}}, podNamespaces)
+	if b := must(os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.conn.PID()))); !strings.Contains(string(b), ":pids:/"+sandbox+"\n") {
+		t.Errorf("pause is in\n%s", b)
+	}
+	for ns, want := range map[bool]string{false: "/" + name, true: "/"} {
+		root, _ := rootfs(t, nil)
+		spec := p.spec(root, "grep :pids: /proc/self/cgroup | cut -d: -f3")
+		spec.Shm = false
+		spec.CgroupProcs, spec.CgroupNS = []*os.File{procs}, ns
+		p.expect(spec, want+"\n")
+	}
+}
+
+func TestKilled(t *testing.T) {
+	p := plainPod(t)
+	root, _ := rootfs(t, nil)
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := p.spec(root, "echo first; exec sleep 100")
+	spec.Stdout = write
+	c, err := p.launch(spec, containerNamespaces)
+	write.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 6)
+	if _, err := io.ReadFull(read, b); err != nil || string(b) != "first\n" {
+		t.Errorf("%q, %v", b, err)
+	}
+	unix.PidfdSendSignal(int(c.Pidfd.Fd()), unix.SIGKILL, nil, 0)
+	if got := c.wait(); got.code != 128+int(unix.SIGKILL) {
+		t.Errorf("%+v", got)
+	}
 }

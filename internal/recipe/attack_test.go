@@ -1,0 +1,582 @@
+package recipe_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"unipod.dev/unipod/internal/pause"
+	"unipod.dev/unipod/internal/recipe"
+	"unipod.dev/unipod/internal/sys"
+)
+
+// Every test here is an attack that worked on some container runtime, or tries
+// what would have to work if this one were wrong in the same way. The attacker
+// has all of the rootfs, the volumes, and root with all capabilities inside.
+
+// links are the ways a path inside can point at a directory of the host.
+func links(host string) map[string]string {
+	return map[string]string{
+		"absolute":              host,
+		"relative":              "../../../../../../../../.." + host,
+		"through proc's root":   "/proc/self/root" + host,
+		"through proc's cwd":    "/proc/self/cwd/../../../../../.." + host,
+		"through a descriptor":  "/proc/self/fd/9" + host,
+		"through pause's root":  "/proc/1/root" + host,
+		"dots and slashes only": "/..//./../" + host,
+	}
+}
+
+// TestLinkedMountTargets: CVE-2017-1002101, CVE-2019-19921, CVE-2023-27561,
+// CVE-2025-31133. The image has links to the host at every place where the
+// runtime mounts something. Where a link may stand, it leads to a place inside;
+// where it may not, the container is refused. The host is untouched.
+func TestLinkedMountTargets(t *testing.T) {
+	p := plainPod(t)
+	host, untouched := hostDir(t)
+	volume := t.TempDir()
+	os.WriteFile(volume+"/v", []byte("volume\n"), 0o644)
+	for name, link := range links(host) {
+		for _, place := range []string{"data", "data/deep/er", "etc/hosts", "dev/termination-log", "run/x"} {
+			t.Run(name+"/"+strings.ReplaceAll(place, "/", "_"), func(t *testing.T) {
+				p.t = t
+				file := strings.Contains(place, "hosts") || strings.Contains(place, "log")
+				root, upper := rootfs(t, func(upper string) {
+					first := strings.SplitN(place, "/", 2)[0]
+					if file {
+						os.MkdirAll(filepath.Join(upper, first), 0o755)
+						first = place
+						link += "/file"
+					}
+					if err := os.Symlink(link, filepath.Join(upper, first)); err != nil {
+						t.Fatal(err)
+					}
+				})
+				spec := p.spec(root, "cat /"+place+"/v")
+				m := recipe.Mount{Source: bind(t, volume), Target: "/" + place}
+				if file {
+					m = recipe.Mount{Source: bind(t, volume+"/v"), Target: "/" + place, File: true}
+					spec.Args[2] = "cat /" + place
+				}
+				spec.Mounts = []recipe.Mount{m}
+				switch c, err := p.launch(spec, containerNamespaces); {
+				case err != nil:
+					var se *recipe.StepError
+					if !errors.As(err, &se) || !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ELOOP) {
+						t.Errorf("refused, but not for the link: %v%s", err, callOf(err))
+					}
+				default:
+					if got := c.wait(); got.out != "volume\n" {
+						t.Errorf("the volume isn't there: %+v", got)
+					}
+				}
+				noCopyOf(t, upper, host)
+			})
+		}
+		untouched()
+	}
+}
+
+// noCopyOf fails if the mount point was made below the rootfs at the host's path
+// with anything in it: mount points are empty.
+func noCopyOf(t *testing.T, upper, host string) {
+	t.Helper()
+	filepath.WalkDir(filepath.Join(upper, host), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			if b, _ := os.ReadFile(path); len(b) > 0 {
+				t.Errorf("%s holds %q", path, b)
+			}
+		}
+		return nil
+	})
+}
+
+// TestLinksThatHold: a link inside the image to a place inside the image is no
+// attack, and containers with them run.
+func TestLinksThatHold(t *testing.T) {
+	p := plainPod(t)
+	volume := t.TempDir()
+	os.WriteFile(volume+"/v", []byte("volume\n"), 0o644)
+	root, _ := rootfs(t, func(upper string) {
+		os.MkdirAll(upper+"/real/place", 0o755)
+		os.MkdirAll(upper+"/run", 0o755)
+		os.Mkdir(upper+"/var", 0o755)
+		os.Symlink("../run", upper+"/var/run")
+		os.Symlink("/real", upper+"/linked")
+		os.Symlink("../../../real/place/f", upper+"/real/file")
+		os.WriteFile(upper+"/real/place/f", nil, 0o644)
+	})
+	spec := p.spec(root, "cat /run/secrets/v /real/place/new/v /real/place/f")
+	spec.Mounts = []recipe.Mount{
+		{Source: bind(t, volume), Target: "/var/run/secrets"},
+		{Source: bind(t, volume), Target: "/linked/place/new"},
+		{Source: bind(t, volume+"/v"), Target: "/real/file", File: true},
+	}
+	p.expect(spec, "volume\nvolume\nvolume\n")
+}
+
+// TestLinkedSystemDirectories: /dev, /proc and /sys must be real.
+func TestLinkedSystemDirectories(t *testing.T) {
+	p := plainPod(t)
+	host, untouched := hostDir(t)
+	for dir, why := range map[string]string{"dev": "mounting /dev", "proc": "mounting proc", "sys": "mounting /sys"} {
+		for name, link := range map[string]string{"host": host, "inside": "/tmp", "itself": dir, "another": "etc"} {
+			base := t.TempDir()
+			writeImage(t, base)
+			os.Remove(base + "/" + dir)
+			if err := os.Symlink(link, base+"/"+dir); err != nil {
+				t.Fatal(err)
+			}
+			spec := p.spec(bind(t, base), "echo started")
+			spec.MaskedPaths, spec.ReadonlyPaths = nil, nil
+			if got := p.refuses(spec); got != why+": not a directory" && got != why+": too many levels of symbolic links" {
+				t.Errorf("/%s to %s: %s", dir, name, got)
+			}
+		}
+	}
+	untouched()
+}
+
+// TestSurprisesAtFileTargets: a FIFO would block who opens it, a device would
+// do whatever opening it does. Neither is opened.
+func TestSurprisesAtFileTargets(t *testing.T) {
+	p := plainPod(t)
+	for name, mode := range map[string]uint32{"fifo": unix.S_IFIFO, "socket": unix.S_IFSOCK, "terminal": unix.S_IFCHR} {
+		root, _ := rootfs(t, func(upper string) {
+			os.Mkdir(upper+"/etc", 0o755)
+			if err := unix.Mknod(upper+"/etc/hosts", mode|0o666, int(unix.Mkdev(5, 0))); err != nil {
+				t.Fatal(err)
+			}
+		})
+		hosts := filepath.Join(t.TempDir(), "hosts")
+		os.WriteFile(hosts, []byte("127.0.0.1 localhost\n"), 0o644)
+		spec := p.spec(root, "cat /etc/hosts")
+		spec.Mounts = []recipe.Mount{{Source: bind(t, hosts), Target: "/etc/hosts", File: true}}
+		p.expect(spec, "127.0.0.1 localhost\n")
+		_ = name
+	}
+}
+
+// TestMagicLinks: a volume that is a procfs of the host has links that lead
+// out of any root.
+func TestMagicLinks(t *testing.T) {
+	p := plainPod(t)
+	host, untouched := hostDir(t)
+	for _, link := range []string{
+		fmt.Sprintf("/hostproc/%d/root%s", os.Getpid(), host), "/hostproc/self/root" + host,
+		"/hostproc/1/cwd", "/hostproc/thread-self/root" + host,
+	} {
+		for _, what := range []string{"mount", "cwd"} {
+			root, _ := rootfs(t, func(upper string) { os.Symlink(link, upper+"/data") })
+			spec := p.spec(root, "pwd; ls -la .")
+			spec.Mounts = []recipe.Mount{{Source: bind(t, "/proc"), Target: "/hostproc"}}
+			if what == "mount" {
+				spec.Mounts = append(spec.Mounts, recipe.Mount{Source: bind(t, t.TempDir()), Target: "/data/x"})
+			} else {
+				spec.Cwd = "/data"
+			}
+			if got := p.refuses(spec); !strings.HasSuffix(got, "too many levels of symbolic links") && !strings.HasSuffix(got, "permission denied") {
+				t.Errorf("%s by %s: %s", what, link, got)
+			}
+		}
+	}
+	untouched()
+}
+
+// TestMaskedPathTricks: CVE-2025-31133, CVE-2025-52881, CVE-2019-19921. The
+// image, or a volume, tries to keep a mask away from what it should mask.
+func TestMaskedPathTricks(t *testing.T) {
+	p := plainPod(t)
+	secret := func(upper string) {
+		os.MkdirAll(upper+"/real", 0o755)
+		os.WriteFile(upper+"/real/secret", []byte("secret\n"), 0o644)
+		os.Symlink("/real/secret", upper+"/secret")
+		os.Symlink("/proc/interrupts", upper+"/interrupts")
+		os.Symlink("/real/../real", upper+"/dir")
+	}
+	// A link inside is followed: what it leads to is masked.
+	root, _ := rootfs(t, secret)
+	spec := p.spec(root, "cat /secret /real/secret /proc/interrupts; ls /dir")
+	spec.MaskedPaths = append([]string{"/secret"}, maskedPaths...)
+	p.expect(spec, "secret\n")
+	root, _ = rootfs(t, secret)
+	spec = p.spec(root, "ls /real /dir")
+	spec.MaskedPaths = []string{"/dir"}
+	p.expect(spec, "/dir:\n\n/real:\n")
+	// One that leads into another file system is refused, not ignored.
+	root, _ = rootfs(t, secret)
+	spec = p.spec(root, "")
+	spec.MaskedPaths = []string{"/interrupts"}
+	if got := p.refuses(spec); got != "masking /interrupts: invalid cross-device link" {
+		t.Error(got)
+	}
+	// A volume led into /proc or /sys by a link doesn't hide what is to be
+	// masked or made read-only there.
+	volume := t.TempDir()
+	for _, link := range []string{"/proc", "/sys/firmware"} {
+		root, _ := rootfs(t, func(upper string) { os.Symlink(link, upper+"/data") })
+		spec := p.spec(root, "")
+		spec.Mounts = []recipe.Mount{{Source: bind(t, volume), Target: "/data"}}
+		if got := p.refuses(spec); !strings.HasSuffix(got, "invalid cross-device link") {
+			t.Errorf("volume at %s: %s", link, got)
+		}
+	}
+	root, _ = rootfs(t, func(upper string) { os.Symlink("/sys", upper+"/data") })
+	spec = p.spec(root, "ls /sys")
+	spec.Mounts = []recipe.Mount{{Source: bind(t, volume), Target: "/data"}}
+	p.expect(spec, "")
+	root, _ = rootfs(t, func(upper string) {
+		os.MkdirAll(upper+"/proc/sys", 0o755)
+		os.Symlink("/proc/sys", upper+"/data")
+	})
+	spec = p.spec(root, "ls /proc/sys; echo x 2>/dev/null >/proc/sys/kernel/domainname || echo fixed")
+	spec.Mounts = []recipe.Mount{{Source: bind(t, volume), Target: "/data"}}
+	p.expect(spec, "abi\ndebug\ndev\nfs\nkernel\nnet\nuser\nvm\nfixed\n")
+	// The image's /dev/null isn't what masks.
+	root, _ = rootfs(t, func(upper string) {
+		os.Mkdir(upper+"/dev", 0o755)
+		os.Symlink("/proc/sysrq-trigger", upper+"/dev/null")
+		os.Symlink("/etc/passwd", upper+"/null")
+		os.MkdirAll(upper+"/dirmask/x", 0o755)
+	})
+	spec = p.spec(root, "cat /proc/interrupts; ls /proc/acpi; stat -c %t:%T /proc/interrupts /dev/null")
+	p.expect(spec, "1:3\n1:3\n")
+}
+
+// TestMasksAreNotShared: what a container does to its masks, the next of the
+// pod doesn't see.
+func TestMasksAreNotShared(t *testing.T) {
+	p := plainPod(t)
+	root, _ := rootfs(t, nil)
+	p.run(p.spec(root, `for f in /proc/interrupts /proc/acpi; do
+		chmod 000 $f; chown 33 $f; mount -o remount,bind,rw $f; chmod 000 $f; touch $f/left; umount $f; done`))
+	root, _ = rootfs(t, nil)
+	p.expect(p.spec(root, "stat -c '%a %u' /proc/interrupts /proc/acpi; ls /proc/acpi; cat /proc/interrupts"), "666 0\n755 0\n")
+}
+
+// TestProcRedirects: CVE-2019-16884, CVE-2019-19921, CVE-2025-52881. The image
+// brings files where a runtime writes labels and scores.
+func TestProcRedirects(t *testing.T) {
+	p := plainPod(t)
+	fakes := []string{"self/attr/exec", "self/attr/apparmor/exec", "thread-self/attr/exec", "self/oom_score_adj", "sys/net/ipv4/ip_forward", "sysrq-trigger"}
+	root, upper := rootfs(t, func(upper string) {
+		for _, f := range fakes {
+			os.MkdirAll(filepath.Dir(filepath.Join(upper, "proc", f)), 0o755)
+			os.WriteFile(filepath.Join(upper, "proc", f), []byte("fake"), 0o666)
+		}
+	})
+	score := 444
+	spec := p.spec(root, "cat /proc/self/oom_score_adj; exec sleep 100")
+	spec.OOMScoreAdj = &score
+	c, err := p.launch(spec, containerNamespaces)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", c.PID)); err != nil || string(b) != "444\n" {
+		t.Errorf("oom_score_adj is %s, %v", b, err)
+	}
+	for _, f := range fakes {
+		if b, _ := os.ReadFile(filepath.Join(upper, "proc", f)); string(b) != "fake" {
+			t.Errorf("the image's %s was written: %q", f, b)
+		}
+	}
+	// A running container mounts fakes over its own /proc before an exec.
+	score = 555
+	pr := process(`mount -t tmpfs none /proc; mkdir -p /proc/self/attr /proc/thread-self/attr/apparmor
+		for f in self/oom_score_adj thread-self/attr/exec thread-self/attr/apparmor/exec; do echo fake >/proc/$f; done`)
+	run, err := p.exec(c, pr, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run.wait()
+	pr = process("cat /proc/self/oom_score_adj; umount /proc; cat /proc/self/oom_score_adj")
+	pr.OOMScoreAdj = &score
+	if run, err = p.exec(c, pr, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := run.wait(); got.out != "fake\n555\n" {
+		t.Errorf("%+v", got)
+	}
+	if !hasAppArmor() {
+		// The label goes to the kernel, which knows no such file here, and not
+		// to the file the image has there.
+		root, upper := rootfs(t, func(upper string) {
+			os.MkdirAll(upper+"/proc/thread-self/attr/apparmor", 0o755)
+			os.WriteFile(upper+"/proc/thread-self/attr/apparmor/exec", []byte("fake"), 0o666)
+		})
+		spec := p.spec(root, "")
+		spec.AppArmor = "unipod-default"
+		if got := p.refuses(spec); !strings.HasPrefix(got, "setting AppArmor profile unipod-default: ") {
+			t.Error(got)
+		}
+		if b, _ := os.ReadFile(upper + "/proc/thread-self/attr/apparmor/exec"); string(b) != "fake" {
+			t.Errorf("the image's attr/exec was written: %q", b)
+		}
+	}
+	unix.PidfdSendSignal(int(c.Pidfd.Fd()), unix.SIGKILL, nil, 0)
+	c.wait()
+}
+
+// TestWorkingDirectoryTricks: CVE-2024-21626. The working directory is a
+// descriptor somebody left open, directly or by a link.
+func TestWorkingDirectoryTricks(t *testing.T) {
+	p := plainPod(t)
+	host, untouched := hostDir(t)
+	start := func(cwd, link string) (result, error) {
+		root, _ := rootfs(t, func(upper string) {
+			if link != "" {
+				os.Symlink(link, upper+"/wd")
+			}
+		})
+		spec := p.spec(root, "/bin/busybox pwd; cat ../../../../../../../../etc/passwd; ls -i -d /proc/self/cwd/../../../../.. / | awk '{ print $1 }' | tr '\\n' ' '")
+		spec.Cwd = cwd
+		c, err := p.launch(spec, containerNamespaces)
+		if err != nil {
+			return result{}, err
+		}
+		return c.wait(), nil
+	}
+	for n := range 64 {
+		for _, path := range []string{fmt.Sprintf("/proc/self/fd/%d", n), fmt.Sprintf("/proc/1/fd/%d", n), fmt.Sprintf("/proc/thread-self/fd/%d", n)} {
+			if _, err := start(path, ""); err == nil {
+				t.Fatalf("started in %s", path)
+			}
+			if n%8 == 0 {
+				if _, err := start("/wd", path); err == nil {
+					t.Fatalf("started in a link to %s", path)
+				}
+			}
+		}
+	}
+	for _, link := range []string{host, "../../../../.." + host, "/.."} {
+		got, err := start("/wd", link)
+		if err != nil {
+			if !errors.Is(err, unix.ENOENT) {
+				t.Errorf("%s: %v", link, err)
+			}
+			continue
+		}
+		if f := strings.Fields(got.out); len(f) < 4 || f[0] != "/" || f[1] != "root:x:0:0::/root:/bin/sh" || f[len(f)-1] != f[len(f)-2] {
+			t.Errorf("%s: %q", link, got.out)
+		}
+	}
+	untouched()
+
+	// An exec, after the container has exchanged the directory.
+	root, _ := rootfs(t, nil)
+	c, err := p.launch(p.spec(root, "exec sleep 100"), containerNamespaces)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range 32 {
+		run, err := p.exec(c, process(fmt.Sprintf("rm -f /wd; ln -s /proc/self/fd/%d /wd", n)), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		run.wait()
+		pr := process("/bin/busybox pwd")
+		pr.Cwd = "/wd"
+		if run, err = p.exec(c, pr, nil); err == nil {
+			t.Errorf("exec started in descriptor %d: %+v", n, run.wait())
+		}
+	}
+	unix.PidfdSendSignal(int(c.Pidfd.Fd()), unix.SIGKILL, nil, 0)
+	c.wait()
+}
+
+// TestLeakedDescriptors: CVE-2016-9962, CVE-2024-21626.
+func TestLeakedDescriptors(t *testing.T) {
+	p := plainPod(t)
+	const list = "for f in /proc/$$/fd/*; do test -L $f && echo ${f##*/}; done; true"
+	root, _ := rootfs(t, nil)
+	spec := p.spec(root, list)
+	for i := range 20 {
+		spec.Mounts = append(spec.Mounts, recipe.Mount{Source: bind(t, t.TempDir()), Target: fmt.Sprint("/m/", i)})
+	}
+	p.expect(spec, "0\n1\n2\n")
+
+	root, _ = rootfs(t, nil)
+	r, err := recipe.Container(p.spec(root, "exec sleep 100"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := keep(t, must(os.Open("/etc/passwd")), nil)
+	c, err := p.start(r, nil, pause.SpawnRequest{Cloneflags: containerNamespaces, Keep: []*os.File{kept, kept}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	score := 1
+	pr := process(list)
+	pr.OOMScoreAdj = &score
+	run, err := p.exec(c, pr, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := run.wait(); got.out != "0\n1\n2\n" {
+		t.Errorf("exec has %q", got.out)
+	}
+}
+
+// TestRuntimeBinary: CVE-2019-5736. In a pod that shares its PID namespace,
+// root with all capabilities tries to write to what pause runs, and to what
+// runs when the image's command is /proc/self/exe.
+func TestRuntimeBinary(t *testing.T) {
+	p := plainPod(t)
+	before := must(os.ReadFile(fmt.Sprintf("/proc/%d/exe", p.conn.PID())))
+	root, _ := rootfs(t, nil)
+	c, err := p.launch(p.spec(root, `
+		for how in 1 0; do
+			echo overwritten 2>/dev/null >/proc/1/exe && echo "written by >"
+			echo overwritten 2>/dev/null >>/proc/1/exe && echo "written by >>"
+			dd if=/bin/sh of=/proc/1/exe conv=notrunc 2>/dev/null && echo "written by dd"
+			exec 5</proc/1/exe && echo overwritten 2>/dev/null >/proc/self/fd/5 && echo "written by descriptor"
+			chmod 777 /proc/1/exe 2>/dev/null
+		done
+		wc -c </proc/1/exe`), unix.CLONE_NEWNS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := c.wait().out, fmt.Sprintln(len(before)); got != want && got != "" {
+		t.Errorf("%q, want %q or nothing", got, want)
+	}
+	if after := must(os.ReadFile(fmt.Sprintf("/proc/%d/exe", p.conn.PID()))); !bytes.Equal(before, after) {
+		t.Error("pause's program was changed")
+	}
+
+	root, _ = rootfs(t, nil)
+	spec := p.spec(root, "")
+	spec.Args = []string{"/proc/self/exe"}
+	c, err = p.launch(spec, containerNamespaces)
+	if err == nil {
+		// pause itself, without its sockets: it ends.
+		if got := c.wait(); got.out != "" {
+			t.Errorf("%+v", got)
+		}
+	}
+	// Other pods start as before.
+	root, _ = rootfs(t, nil)
+	p = plainPod(t)
+	p.expect(p.spec(root, "echo fine"), "fine\n")
+}
+
+// TestSwappedDirectories: CVE-2021-30465, CVE-2023-28842 and all of TOCTOU. A
+// volume shared with a container that exchanges directories with links to the
+// host, as fast as it can, while containers are started that mount inside it.
+func TestSwappedDirectories(t *testing.T) {
+	p := plainPod(t)
+	host, untouched := hostDir(t)
+	outer := t.TempDir() // the volume is a part of it, so that "..", if it worked, would find host's neighbour
+	volume := outer + "/volume"
+	os.MkdirAll(volume+"/a", 0o755)
+	neighbour := outer + "/neighbour"
+	os.Mkdir(neighbour, 0o700)
+	inner := t.TempDir()
+	os.WriteFile(inner+"/v", []byte("volume\n"), 0o644)
+
+	var swapping sync.WaitGroup
+	stop := make(chan struct{})
+	for i, link := range []string{host, "../neighbour", "../../../../../../../../../.." + host, "/proc/1/root" + host} {
+		b := fmt.Sprintf("%s/b%d", volume, i)
+		if err := os.Symlink(link, b); err != nil {
+			t.Fatal(err)
+		}
+		swapping.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					unix.Renameat2(unix.AT_FDCWD, volume+"/a", unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
+				}
+			}
+		})
+	}
+	started := 0
+	for i := range 150 {
+		root, _ := rootfs(t, nil)
+		spec := p.spec(root, "cat /proc/mounts")
+		spec.Dev, spec.Devpts, spec.Sysfs, spec.MaskedPaths, spec.ReadonlyPaths = nil, nil, "", nil, nil
+		spec.Mounts = []recipe.Mount{
+			{Source: bind(t, volume), Target: "/vol"},
+			{Source: bind(t, inner), Target: fmt.Sprintf("/vol/a/made%d/deep", i%10)},
+			{Source: bind(t, inner+"/v"), Target: "/vol/a/file", File: true},
+		}
+		spec.Cwd = "/vol/a"
+		if c, err := p.launch(spec, containerNamespaces); err == nil {
+			started++
+			c.wait()
+		} else if se := (*recipe.StepError)(nil); !errors.As(err, &se) {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	swapping.Wait()
+	untouched()
+	if names := must(os.ReadDir(neighbour)); len(names) != 0 {
+		t.Errorf("made outside the volume: %v", names)
+	}
+	t.Logf("%d of 150 containers found the directory in place", started)
+	if b := must(os.ReadFile("/proc/self/mountinfo")); bytes.Contains(b, []byte(host)) || bytes.Contains(b, []byte(volume)) {
+		t.Error("something was mounted on the host")
+	}
+}
+
+// TestMountsStayInside: nothing that a container mounts, even on a volume
+// that is a shared mount, is seen by pause, by another container or, unless
+// the mount was given shared, by the host.
+func TestMountsStayInside(t *testing.T) {
+	p := plainPod(t)
+	volume := t.TempDir()
+	private := bind(t, volume)
+	if err := sys.SetMountAttr(private, true, &unix.MountAttr{Propagation: unix.MS_PRIVATE}); err != nil {
+		t.Fatal(err)
+	}
+	root, _ := rootfs(t, nil)
+	spec := p.spec(root, "mkdir /vol/m; mount -t tmpfs seen /vol/m; mount -t tmpfs seen /tmp; grep -c seen /proc/mounts; exec sleep 100")
+	spec.Mounts = []recipe.Mount{{Source: private, Target: "/vol"}}
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer read.Close()
+	spec.Stdout = write
+	if _, err := p.launch(spec, containerNamespaces); err != nil {
+		t.Fatal(err)
+	}
+	write.Close()
+	b := make([]byte, 2)
+	if _, err := read.Read(b); err != nil || string(b) != "2\n" {
+		t.Fatalf("%q, %v", b, err)
+	}
+	for _, of := range []string{"self", fmt.Sprint(p.conn.PID())} {
+		if b := must(os.ReadFile("/proc/" + of + "/mountinfo")); bytes.Contains(b, []byte("seen")) {
+			t.Errorf("process %s sees the container's mount", of)
+		}
+	}
+}
+
+// TestPauseIsOutOfReach: the processes of a user namespace pod can neither
+// trace pause nor look into its memory or root.
+func TestPauseIsOutOfReach(t *testing.T) {
+	p := plainPod(t)
+	root, _ := rootfs(t, nil)
+	spec := p.spec(root, `for f in mem root/r exe cwd environ fd/0 maps; do
+		cat /proc/1/$f >/dev/null 2>&1 && echo "reads $f"; ls /proc/1/$f/ >/dev/null 2>&1 && echo "lists $f"; done; true`)
+	const caps = 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_FOWNER | 1<<unix.CAP_KILL // as containers have by default
+	spec.Bounding, spec.Permitted, spec.Effective = caps, caps, caps
+	c, err := p.launch(spec, unix.CLONE_NEWNS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.wait(); got.out != "" || got.code != 0 {
+		t.Errorf("%+v", got)
+	}
+}
