@@ -1,0 +1,377 @@
+package runtime
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"unipod.dev/unipod/internal/cgroup"
+	"unipod.dev/unipod/internal/crilog"
+	"unipod.dev/unipod/internal/device"
+	"unipod.dev/unipod/internal/pause"
+	"unipod.dev/unipod/internal/recipe"
+	"unipod.dev/unipod/internal/security/selinux"
+	"unipod.dev/unipod/internal/sys"
+)
+
+// StartContainer implements cri.Runtime. A container whose process can't be
+// started is recorded as exited, with the reason StartError, as containerd's.
+func (r *Runtime) StartContainer(ctx context.Context, req *runtimeapi.StartContainerRequest) (_ *runtimeapi.StartContainerResponse, err error) {
+	defer toGRPC(&err)
+	c, err := r.container(req.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	if st := c.state(); st != runtimeapi.ContainerState_CONTAINER_CREATED {
+		return nil, fmt.Errorf("container %q is in %s state", c.id, st)
+	}
+	if err := r.startContainer(ctx, c); err != nil {
+		now := time.Now()
+		uerr := c.update(func(rec *ContainerRecord) {
+			rec.StartedAt, rec.FinishedAt = now, now
+			rec.ExitCode, rec.Reason, rec.Message = startErrorCode, "StartError", "failed to start container: "+err.Error()
+		})
+		if uerr != nil {
+			r.log.Error("recording a failed start", "container", c.id, "error", uerr)
+		}
+		close(c.exited)
+		c.letGo()
+		return nil, fmt.Errorf("failed to start container %q: %w", c.id, err)
+	}
+	m := c.config.Metadata
+	r.log.Info("container started", "pod", podName(c.sandbox), "uid", c.sandbox.config.Metadata.Uid, "container", m.Name, "id", c.id)
+	r.emit(c.id, c.sandbox, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	return &runtimeapi.StartContainerResponse{}, nil
+}
+
+func podName(s *sandbox) string {
+	return s.config.Metadata.Namespace + "/" + s.config.Metadata.Name
+}
+
+// closers closes in reverse what a start opened and handed to pause.
+type closers []func() error
+
+func (cl *closers) add(f func() error) { *cl = append(*cl, f) }
+
+func (cl closers) close() {
+	for i := len(cl) - 1; i >= 0; i-- {
+		cl[i]()
+	}
+}
+
+// startContainer makes the container's process; on error nothing of it is
+// left but its record and writable layer.
+func (r *Runtime) startContainer(ctx context.Context, c *container) (err error) {
+	conn, err := c.sandbox.live()
+	if err != nil {
+		return err
+	}
+	var undo undo
+	defer func() {
+		if err != nil {
+			undo.run()
+		}
+	}()
+	var open closers
+	defer func() { open.close() }()
+
+	sc := c.config.GetLinux().GetSecurityContext()
+	if sc.GetPrivileged() && !c.sandbox.config.GetLinux().GetSecurityContext().GetPrivileged() {
+		return invalid("no privileged container allowed in sandbox")
+	}
+	if c.rootfs == nil { // made by an earlier node
+		if c.rootfs, err = r.mountRootfs(ctx, c); err != nil {
+			return err
+		}
+	}
+	devices, rules, err := containerDevices(c)
+	if err != nil {
+		return err
+	}
+	if err := r.makeGroup(c, rules, &undo); err != nil {
+		return err
+	}
+	spec, cio, err := r.containerSpec(ctx, c, devices, &open)
+	if err != nil {
+		return err
+	}
+	undo.add(func() { cio.closeFiles() })
+	place, err := openPlace(c.group, c.sandbox.userNS())
+	if err != nil {
+		return err
+	}
+	open.add(func() error { place.close(); return nil })
+	spec.CgroupProcs = place.procs
+	spec.CgroupNS = r.cfg.Cgroups.PrivateNamespace(sc.GetPrivileged())
+	rcp, err := recipe.Container(*spec)
+	if err != nil {
+		return err
+	}
+	if err := writeFile(c.dir, "recipe.txt", []byte(rcp.String())); err != nil {
+		return err
+	}
+	log, err := crilog.Open(c.rec.LogPath)
+	if err != nil {
+		return err
+	}
+	undo.add(func() { log.Close() })
+	flags, pidns, err := c.pidNamespace(r)
+	if err != nil {
+		return err
+	}
+	if pidns != nil {
+		open.add(pidns.Close)
+	}
+	flags |= unix.CLONE_NEWNS
+	// The exit may be reported before Spawn returns: finish waits for op.
+	cio.start(log)
+	proc, err := conn.Spawn(ctx, pause.SpawnRequest{
+		ID: c.id, Cloneflags: flags, PIDNamespace: pidns, Cgroup: place.dir, Recipe: rcp, Keep: append(cio.keep(), c.pts),
+	})
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.pidfd, c.io = proc.Pidfd, cio
+	c.rootfs.Close() // the container's mount namespace holds it now
+	c.rootfs = nil
+	c.mu.Unlock()
+	undo = nil
+	err = c.update(func(rec *ContainerRecord) {
+		rec.StartedAt, rec.PID = time.Now(), proc.PID
+	})
+	if err != nil {
+		r.log.Error("recording a started container", "container", c.id, "error", err)
+		return nil // it runs; a later node finds it in pause's list
+	}
+	return nil
+}
+
+// makeGroup makes the container's cgroup.
+func (r *Runtime) makeGroup(c *container, rules []cgroup.DeviceRule, undo *undo) error {
+	res := cgroup.FromCRI(unmarshalResources(c.rec.Resources))
+	res.Devices = rules
+	res.AllDevices = c.config.GetLinux().GetSecurityContext().GetPrivileged()
+	if err := c.group.Create(res); err != nil {
+		return err
+	}
+	undo.add(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		c.group.Kill(ctx)
+		if err := c.group.Remove(); err != nil {
+			r.log.Warn("undoing a container's cgroup", "container", c.id, "error", err)
+		}
+	})
+	return nil
+}
+
+// containerDevices translates the devices the request names.
+func containerDevices(c *container) ([]device.Node, []cgroup.DeviceRule, error) {
+	var devices []device.Node
+	var rules []cgroup.DeviceRule
+	for _, d := range c.config.Devices {
+		found, err := device.FromHost(d.HostPath, d.ContainerPath, d.Permissions)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, f := range found {
+			devices = append(devices, f)
+			rules = append(rules, cgroup.DeviceRule{Type: f.Type, Major: int64(f.Major), Minor: int64(f.Minor), Access: f.Access})
+		}
+	}
+	if c.config.GetLinux().GetSecurityContext().GetPrivileged() {
+		host, err := device.All()
+		if err != nil {
+			return nil, nil, fmt.Errorf("listing the host's devices: %w", err)
+		}
+		devices = append(devices, host...)
+	}
+	return devices, rules, nil
+}
+
+// containerSpec opens everything the recipe names; open is told how to close
+// it once pause has it.
+func (r *Runtime) containerSpec(ctx context.Context, c *container, devices []device.Node, open *closers) (_ *recipe.ContainerSpec, _ *containerIO, err error) {
+	sc := c.config.GetLinux().GetSecurityContext()
+	processLabel, mountLabel, err := selinux.Labels(sc.GetSelinuxOptions())
+	if err != nil {
+		return nil, nil, err
+	}
+	mounts, err := r.prepareMounts(ctx, c, mountLabel)
+	if err != nil {
+		return nil, nil, err
+	}
+	open.add(func() error { mounts.close(); return nil })
+
+	spec := &recipe.ContainerSpec{
+		Rootfs:         c.rootfs,
+		ReadonlyRootfs: sc.GetReadonlyRootfs(),
+		Mounts:         mounts.list,
+		UserNS:         c.sandbox.userNS(),
+		PrivateProc:    true,
+		Sysfs:          "ro",
+		MaskedPaths:    sc.GetMaskedPaths(),
+		ReadonlyPaths:  sc.GetReadonlyPaths(),
+	}
+	if sc.GetPrivileged() {
+		spec.Sysfs, spec.MaskedPaths, spec.ReadonlyPaths = "rw", nil, nil
+	}
+	args, err := processArgs(c.config, &c.rec.ImageConfig)
+	if err != nil {
+		return nil, nil, err
+	}
+	if spec.Process, err = r.process(c, args); err != nil {
+		return nil, nil, err
+	}
+	spec.SELinuxLabel = processLabel
+	for _, d := range devices {
+		if device.InDev(d.Path) {
+			continue // made with /dev
+		}
+		m, err := d.Mount()
+		if err != nil {
+			return nil, nil, err
+		}
+		open.add(m.Close)
+		spec.Mounts = append(spec.Mounts, recipe.Mount{Source: m, Target: d.Path, File: true, Why: "mounting device " + d.HostPath + " at " + d.Path})
+	}
+	cio, err := c.wire(spec, mounts.covered, devices, open)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !mounts.covered["/sys/fs/cgroup"] && !mounts.covered["/sys"] {
+		views, err := c.group.ContainerMounts(sc.GetPrivileged())
+		if err != nil {
+			cio.closeFiles()
+			return nil, nil, err
+		}
+		for _, v := range views {
+			open.add(v.Source.Close)
+			spec.Cgroupfs = append(spec.Cgroupfs, recipe.Mount{Source: v.Source, Target: v.Target, Why: v.Why})
+		}
+	}
+	return spec, cio, nil
+}
+
+// wire makes the container's /dev and its standard streams.
+func (c *container) wire(spec *recipe.ContainerSpec, covered map[string]bool, devices []device.Node, open *closers) (_ *containerIO, err error) {
+	options := device.Options{Nodes: devices, Console: c.config.Tty}
+	if c.sandbox.userNS() {
+		u := c.sandbox.namespaces().UsernsOptions
+		options.UIDMap, options.GIDMap = sysMap(u.Uids), sysMap(u.Gids)
+	}
+	if !covered["/dev"] {
+		if spec.Dev, err = device.Make(options); err != nil {
+			return nil, err
+		}
+		open.add(spec.Dev.Close)
+		spec.Shm = !covered["/dev/shm"]
+		spec.Mqueue = !covered["/dev/mqueue"]
+	}
+	pts, err := device.Devpts(options.GIDMap)
+	if err != nil {
+		return nil, err
+	}
+	c.pts = pts // execs with a terminal take theirs from it
+	if !covered["/dev"] && !covered["/dev/pts"] {
+		spec.Devpts = pts
+	}
+	if !c.config.Tty {
+		cio, child, err := newPipeIO(c.config.Stdin)
+		if err != nil {
+			return nil, err
+		}
+		open.add(func() error { child.close(); return nil })
+		if c.sandbox.userNS() {
+			if err := c.own(child); err != nil {
+				cio.closeFiles()
+				return nil, err
+			}
+		}
+		spec.Stdin, spec.Stdout, spec.Stderr = child.stdin, child.stdout, child.stderr
+		return cio, nil
+	}
+	master, slave, err := device.OpenPTY(pts)
+	if err != nil {
+		return nil, err
+	}
+	open.add(master.Close)
+	open.add(slave.Close)
+	if spec.Dev != nil {
+		if spec.Console, err = sys.CloneTree(slave, false); err != nil {
+			return nil, fmt.Errorf("the container's console: %w", err)
+		}
+		open.add(spec.Console.Close)
+	}
+	spec.Terminal = true
+	spec.Stdin, spec.Stdout, spec.Stderr = slave, slave, slave
+	return newTTYIO(master)
+}
+
+// own gives a pod's streams to its user from outside of the user namespace,
+// from inside of which that can't be done.
+func (c *container) own(child *stdio) error {
+	u := c.sandbox.namespaces().UsernsOptions
+	uid, gid := hostID(u.Uids, c.rec.User.UID), hostID(u.Gids, c.rec.User.GID)
+	for _, f := range []*os.File{child.stdin, child.stdout, child.stderr} {
+		if f == nil {
+			continue
+		}
+		if err := unix.Fchown(int(f.Fd()), int(uid), int(gid)); err != nil {
+			return fmt.Errorf("giving a stream to the container's user: %w", err)
+		}
+	}
+	return nil
+}
+
+// hostID maps an ID of the pod's user namespace to the host's.
+func hostID(m []*runtimeapi.IDMapping, id uint32) uint32 {
+	for _, e := range m {
+		if id >= e.ContainerId && id-e.ContainerId < e.Length {
+			return e.HostId + id - e.ContainerId
+		}
+	}
+	return 65534
+}
+
+// pidNamespace says which PID namespace the container's process is born in:
+// its own, pause's (shared or the host's), or another container's.
+func (c *container) pidNamespace(r *Runtime) (flags uintptr, target *os.File, err error) {
+	ns := c.config.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	switch ns.GetPid() {
+	case runtimeapi.NamespaceMode_CONTAINER:
+		return unix.CLONE_NEWPID, nil, nil
+	case runtimeapi.NamespaceMode_TARGET:
+		t, err := r.container(ns.TargetId)
+		if err != nil {
+			return 0, nil, fmt.Errorf("invalid target container: %w", err)
+		}
+		if t.sandbox != c.sandbox {
+			return 0, nil, invalid("target container %s belongs to another pod", t.id)
+		}
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.pidfd == nil || t.rec.state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			return 0, nil, fmt.Errorf("invalid target container: %s is not running", t.id)
+		}
+		fd, err := unix.FcntlInt(t.pidfd.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			return 0, nil, err
+		}
+		return 0, os.NewFile(uintptr(fd), "pidfd"), nil
+	}
+	return 0, nil, nil
+}
+
+// privatePID tells whether all of the container's processes end with its
+// first.
+func (c *container) privatePID() bool {
+	return c.config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid() == runtimeapi.NamespaceMode_CONTAINER
+}
