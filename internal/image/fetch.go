@@ -16,7 +16,6 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -30,7 +29,6 @@ const maxDocument = 8 << 20
 type source struct {
 	target  ocispec.Descriptor
 	fetcher remotes.Fetcher
-	ref     reference.Named // as asked for there
 }
 
 // fetchTree finds the image of platform p below target and stores its
@@ -57,6 +55,9 @@ func (s *Store) fetchTree(ctx context.Context, src *source, target ocispec.Descr
 			return nil, err
 		}
 		desc = next
+	}
+	if desc.MediaType == images.MediaTypeDockerSchema1Manifest {
+		return nil, fmt.Errorf("schema 1 image manifests are no longer supported, the image must be rebuilt: %w", errdefs.ErrInvalidArgument)
 	}
 	if !images.IsManifestType(desc.MediaType) {
 		return nil, fmt.Errorf("%s has media type %q, which is no container image: %w", desc.Digest, desc.MediaType, errdefs.ErrInvalidArgument)

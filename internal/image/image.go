@@ -34,7 +34,8 @@ type Image struct {
 	// Pinned images are kept by Prune, and kubelets leave them alone.
 	Pinned bool
 	// Manifest is the digest of the manifest for the image's platform.
-	Manifest digest.Digest
+	Manifest  digest.Digest
+	mediaType string // of the manifest
 	// Added is when the image got its first name here.
 	Added time.Time
 	// Spec is the configuration: platform, entry point, environment, volumes,
@@ -47,6 +48,7 @@ type Image struct {
 const (
 	labelConfig   = "unipod.dev/config"
 	labelManifest = "unipod.dev/manifest"
+	labelType     = "unipod.dev/manifest-type"
 	labelChain    = "unipod.dev/chain"
 	labelSize     = "unipod.dev/size"
 	// labelAsked marks the names someone asked for. The digest name that
@@ -59,6 +61,7 @@ type record struct {
 	target   ocispec.Descriptor
 	config   digest.Digest
 	manifest digest.Digest
+	typ      string // media type of the manifest
 	chain    string // chain ID of the top layer, "" for an image without layers
 	size     int64
 	asked    bool
@@ -69,6 +72,7 @@ func (r record) image() images.Image {
 	l := map[string]string{
 		labelConfig:   r.config.String(),
 		labelManifest: r.manifest.String(),
+		labelType:     r.typ,
 		labelChain:    r.chain,
 		labelSize:     strconv.FormatInt(r.size, 10),
 	}
@@ -84,6 +88,7 @@ func recordOf(i images.Image) (record, error) {
 		target:   i.Target,
 		config:   digest.Digest(i.Labels[labelConfig]),
 		manifest: digest.Digest(i.Labels[labelManifest]),
+		typ:      i.Labels[labelType],
 		chain:    i.Labels[labelChain],
 		asked:    i.Labels[labelAsked] == "true",
 		added:    i.CreatedAt,
@@ -248,7 +253,7 @@ func (s *Store) get(ctx context.Context, id digest.Digest) (*Image, error) {
 		}
 		s.mu.Unlock()
 	}
-	img := &Image{ID: id.String(), Size: rs[0].size, Manifest: rs[0].manifest, Spec: *spec}
+	img := &Image{ID: id.String(), Size: rs[0].size, Manifest: rs[0].manifest, mediaType: rs[0].typ, Spec: *spec}
 	for _, r := range rs {
 		if img.Added.IsZero() || r.added.Before(img.Added) {
 			img.Added = r.added

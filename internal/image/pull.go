@@ -95,11 +95,11 @@ func (s *Store) pull(ctx context.Context, named reference.Named, auth *Auth, p p
 	if err != nil {
 		return nil, fmt.Errorf("failed to resolve reference %q: %w", named, err)
 	}
-	if err := s.checkPolicy(ctx, named, src); err != nil {
-		return nil, err
-	}
 	c, err := s.fetchTree(ctx, src, src.target, p)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.checkPolicy(ctx, named, c.manifest.Digest, auth); err != nil {
 		return nil, err
 	}
 	if err := s.materialize(ctx, src, c, t); err != nil {
@@ -118,7 +118,7 @@ func (s *Store) record(ctx context.Context, c *contents, names ...reference.Name
 	var rs []record
 	add := func(name string, asked bool) {
 		rs = append(rs, record{
-			name: name, target: c.target, config: c.config.Digest, manifest: c.manifest.Digest,
+			name: name, target: c.target, config: c.config.Digest, manifest: c.manifest.Digest, typ: c.manifest.MediaType,
 			chain: c.chain(), size: c.size(), asked: asked,
 		})
 	}

@@ -106,7 +106,7 @@ func (s *Store) resolveAt(ctx context.Context, named reference.Named, ps sysregi
 	if err != nil {
 		return nil, err
 	}
-	return &source{target: desc, fetcher: f, ref: at}, nil
+	return &source{target: desc, fetcher: f}, nil
 }
 
 // hosts says how to reach a registry: hosts.toml and certificates of CertsDirs,

@@ -115,13 +115,13 @@ func (l *Layer) apply(ctx context.Context, tr *tar.Reader) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("reading layer: %w", err)
+			return invalid("the layer is not a valid archive: %w", err)
 		}
 		if hdr.Typeflag == tar.TypeXGlobalHeader {
 			continue
 		}
 		if err := l.entry(ctx, hdr, tr); err != nil {
-			return fmt.Errorf("layer entry %q: %w", hdr.Name, err)
+			return blame(fmt.Errorf("layer entry %q: %w", hdr.Name, err))
 		}
 	}
 }
@@ -130,11 +130,11 @@ func (l *Layer) apply(ctx context.Context, tr *tar.Reader) error {
 // common and harmless; one that climbs out of the root is an attack.
 func clean(name string) (string, error) {
 	if strings.IndexByte(name, 0) >= 0 {
-		return "", errors.New("the name contains a NUL byte")
+		return "", invalid("the name contains a NUL byte")
 	}
 	c := path.Clean(strings.TrimLeft(name, "/"))
 	if c == ".." || strings.HasPrefix(c, "../") {
-		return "", fmt.Errorf("the path %q leads out of the root file system: %w", name, unix.EXDEV)
+		return "", invalid("the path %q leads out of the root file system", name)
 	}
 	return c, nil
 }
@@ -180,12 +180,12 @@ func (l *Layer) entry(ctx context.Context, hdr *tar.Header, data io.Reader) erro
 	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
 		return l.node(parent, base, m, hdr)
 	}
-	return fmt.Errorf("unsupported type %q in the archive", hdr.Typeflag)
+	return invalid("unsupported type %q in the archive", hdr.Typeflag)
 }
 
 func metaOf(hdr *tar.Header) (meta, error) {
 	if hdr.Uid < 0 || hdr.Uid >= math.MaxUint32 || hdr.Gid < 0 || hdr.Gid >= math.MaxUint32 {
-		return meta{}, fmt.Errorf("owner %d:%d is out of range", hdr.Uid, hdr.Gid)
+		return meta{}, invalid("owner %d:%d is out of range", hdr.Uid, hdr.Gid)
 	}
 	m := meta{mode: uint32(hdr.Mode) & 0o7777, uid: hdr.Uid, gid: hdr.Gid}
 	if sec := hdr.ModTime.Unix(); sec > 0 {
@@ -278,7 +278,7 @@ func (l *Layer) node(parent int, base string, m meta, hdr *tar.Header) error {
 	if hdr.Typeflag != tar.TypeFifo {
 		// Linux has 12 bits of major and 20 of minor numbers.
 		if hdr.Devmajor < 0 || hdr.Devmajor >= 1<<12 || hdr.Devminor < 0 || hdr.Devminor >= 1<<20 {
-			return fmt.Errorf("device number %d:%d is out of range", hdr.Devmajor, hdr.Devminor)
+			return invalid("device number %d:%d is out of range", hdr.Devmajor, hdr.Devminor)
 		}
 		dev = unix.Mkdev(uint32(hdr.Devmajor), uint32(hdr.Devminor))
 	}

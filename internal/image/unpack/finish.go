@@ -89,7 +89,7 @@ func (l *Layer) settleLinks(below lower) error {
 	made := make(map[string]string) // target -> a name in this layer that is its copy
 	for i, p := range l.links {
 		if err := l.settleLink(below, i, p, made); err != nil {
-			return fmt.Errorf("layer entry %q: hard link to %q: %w", p.name, p.target, err)
+			return blame(fmt.Errorf("layer entry %q: hard link to %q: %w", p.name, p.target, err))
 		}
 	}
 	return nil

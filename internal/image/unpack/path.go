@@ -239,7 +239,7 @@ func (l *Layer) fill(ctx context.Context, fd int, size int64, data io.Reader) er
 		b := l.buf[:min(int64(len(l.buf)), size-off)]
 		n, err := io.ReadFull(data, b)
 		if err != nil {
-			return fmt.Errorf("reading its data: %w", err)
+			return invalid("reading its data: %w", err)
 		}
 		if size < sparseMin {
 			err = pwrite(fd, b, off)

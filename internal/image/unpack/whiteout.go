@@ -12,7 +12,7 @@ import (
 // becomes opaque, because it replaces the one below.
 func (l *Layer) whiteout(parent int, name string) error {
 	if name == "" || name == "." || name == ".." {
-		return fmt.Errorf("a whiteout of %q is invalid", name)
+		return invalid("a whiteout of %q is invalid", name)
 	}
 	if l.opts.Base {
 		return nil
