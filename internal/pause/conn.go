@@ -33,10 +33,9 @@ type Conn struct {
 	err      error                // why the connection ended
 	exits    chan Exit
 
-	closing  chan struct{}  // Close was called
-	ended    chan struct{}  // the connection has ended, err is set
-	workers  sync.WaitGroup // goroutines of this connection
-	closeOne sync.Once
+	closing chan struct{}  // closed by Close; no worker starts any more
+	ended   chan struct{}  // closed when the connection has ended; err is set
+	workers sync.WaitGroup // goroutines of this connection
 }
 
 // Exit tells how a child ended.
@@ -166,13 +165,28 @@ func (c *Conn) Terminate() error {
 
 // Close drops the connection and waits for its goroutines. The pod lives on.
 func (c *Conn) Close() error {
-	c.closeOne.Do(func() {
+	c.mu.Lock()
+	first := !c.closed()
+	if first {
 		close(c.closing)
+	}
+	c.mu.Unlock()
+	if first {
 		c.sock.Close()
 		c.process.forget()
-	})
+	}
 	c.workers.Wait()
 	return nil
+}
+
+// closed says whether Close was called; c.mu is held.
+func (c *Conn) closed() bool {
+	select {
+	case <-c.closing:
+		return true
+	default:
+		return false
+	}
 }
 
 // hello shakes hands and refuses a pause that doesn't speak our language.

@@ -138,26 +138,36 @@ func (c *Conn) finish(s *spawning, deliver bool) {
 // forgotten. It waits for that while ctx lasts; the work goes on behind.
 func (c *Conn) discard(ctx context.Context, s *spawning) {
 	done := make(chan struct{})
-	c.workers.Go(func() {
-		defer close(done)
-		defer c.finish(s, false)
-		<-s.call.done
-		if s.call.err != nil || s.call.reply.Error != 0 {
-			return
-		}
-		for _, f := range s.call.files {
-			fileNumber(f, func(pidfd int) (int, error) { return 0, unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) })
-		}
-		closeAll(s.call.files)
-		select {
-		case <-s.exited:
-			c.Release(context.Background(), s.id) // fails only with the connection
-		case <-c.ended:
-		}
-	})
+	undo := func() { c.undo(s); close(done) }
+	c.mu.Lock()
+	closed := c.closed()
+	if !closed {
+		c.workers.Go(undo)
+	}
+	c.mu.Unlock()
+	if closed {
+		undo() // has nothing to wait for
+	}
 	select {
 	case <-done:
 	case <-ctx.Done():
+	}
+}
+
+func (c *Conn) undo(s *spawning) {
+	defer c.finish(s, false)
+	<-s.call.done
+	if s.call.err != nil || s.call.reply.Error != 0 {
+		return
+	}
+	for _, f := range s.call.files {
+		fileNumber(f, func(pidfd int) (int, error) { return 0, unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) })
+	}
+	closeAll(s.call.files)
+	select {
+	case <-s.exited:
+		c.Release(context.Background(), s.id) // fails only with the connection
+	case <-c.ended:
 	}
 }
 

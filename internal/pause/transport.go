@@ -47,7 +47,7 @@ func (c *Conn) send(ctx context.Context, req request, files []*os.File) (*call, 
 	for i, f := range files {
 		var err error
 		if fds[i], err = fileNumber(f, func(fd int) (int, error) { return fd, nil }); err != nil {
-			return nil, fmt.Errorf("descriptor %d (%s): %w", i, f.Name(), err)
+			return nil, fmt.Errorf("descriptor %d (%s): %w", i, f.Name(), os.ErrClosed)
 		}
 	}
 	defer runtime.KeepAlive(files)
@@ -237,6 +237,9 @@ func (m *message) child(files []*os.File) (Child, error) {
 // give queues an exit for Exits; c.mu is held. A goroutine lives only while
 // there is something in the queue.
 func (c *Conn) give(e Exit) {
+	if c.closed() {
+		return
+	}
 	c.queue = append(c.queue, e)
 	if !c.giving {
 		c.giving = true
