@@ -18,7 +18,7 @@ ARGS      ?=
 # The signature library is built in pure Go, so that the binary is static.
 TAGS    := containers_image_openpgp
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS := -s -w -X unipod.dev/unipod/internal/cli.version=$(VERSION)
+LDFLAGS := -s -w -X unipod.dev/unipod/internal/version.Version=$(VERSION)
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: all pause build arm64 test test-arm64 demo bench fuzz lint install uninstall clean
