@@ -12,8 +12,8 @@ import (
 // among the others, then its stop signal, all within one grace period.
 type kill struct {
 	name    string
-	since   time.Time
-	grace   time.Duration
+	by      time.Time // when the grace is over
+	force   bool      // there is none
 	hook    hookState
 	stopAt  time.Time // when the Stop under way resorts to SIGKILL; zero: none is
 	ordered bool      // wait for the containers that must end first
@@ -47,10 +47,9 @@ func (s *step) graceOf(c *v1.Container, probe ProbeKind) time.Duration {
 
 // beginKill puts a container on its way out, or hurries one that is.
 func (s *step) beginKill(inst *Container, message string, grace time.Duration, restart bool) {
+	by := s.now.Add(grace)
 	if k, ok := s.kills[inst.ID]; ok {
-		if grace < k.grace {
-			k.grace = grace
-		}
+		k.by, k.force = minTime(k.by, by), k.force || grace <= 0
 		s.kills[inst.ID] = k
 		return
 	}
@@ -58,7 +57,7 @@ func (s *step) beginKill(inst *Container, message string, grace time.Duration, r
 		message = fmt.Sprintf("Stopping container %s", inst.Name)
 	}
 	s.record(v1.EventTypeNormal, "Killing", inst.Name, "%s", message)
-	k := kill{name: inst.Name, since: s.now, grace: grace, restart: restart}
+	k := kill{name: inst.Name, by: by, force: grace <= 0, restart: restart}
 	if restart {
 		k.base = s.previousEnd(inst)
 	}
@@ -114,22 +113,21 @@ func (s *step) driveKills() {
 }
 
 func (s *step) driveKill(inst Container, k kill) kill {
-	deadline := k.since.Add(k.grace)
+	// Kubelet counts whole seconds.
+	left := max(k.by.Sub(s.now)+time.Second-1, 0).Truncate(time.Second)
 	if c := s.spec[k.name]; k.hook == hookIdle {
 		k.hook = hookDone
-		if c != nil && c.Lifecycle != nil && c.Lifecycle.PreStop != nil && k.grace > 0 {
+		if c != nil && c.Lifecycle != nil && c.Lifecycle.PreStop != nil && left > 0 {
 			k.hook = hookRuns
-			s.do(Action{Verb: PreStop, Container: k.name, ID: inst.ID, Grace: k.grace})
+			s.do(Action{Verb: PreStop, Container: k.name, ID: inst.ID, Grace: left})
 		}
 	}
 	waiting := k.hook == hookRuns || k.ordered && !s.isTurnOf(k.name)
-	if waiting && s.now.Before(deadline) {
-		s.wake(deadline)
+	if waiting && s.now.Before(k.by) {
+		s.wake(k.by)
 		return k
 	}
-	// Kubelet counts whole seconds.
-	left := max(k.grace-s.now.Sub(k.since).Truncate(time.Second), 0)
-	if k.grace > 0 {
+	if !k.force {
 		left = max(left, minimumGrace)
 	}
 	killAt := s.now.Add(left)

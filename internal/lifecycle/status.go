@@ -220,6 +220,8 @@ func (s *step) instanceStatus(c *v1.Container, inst *Container, old *v1.Containe
 			Message: "The container could not be located when the pod was terminated",
 		}
 		st.RestartCount = old.RestartCount + 1
+	case inst.State == Unknown && old != nil && old.State.Terminated != nil:
+		st.State = *old.State.DeepCopy()
 	default:
 		st.State.Waiting = &v1.ContainerStateWaiting{}
 	}
@@ -234,7 +236,7 @@ func (s *step) waitingStatus(c *v1.Container, st *v1.ContainerStatus, init bool)
 		if inst != nil && inst.State == Exited && inst.ExitCode == 0 {
 			return
 		}
-		if inst == nil && !isSidecar(c) && st.State.Waiting != nil && s.initializedInSandbox() {
+		if inst == nil && !isSidecar(c) && st.State.Waiting != nil && st.State.Waiting.Reason != reasonRestartingAll && s.initializedInSandbox() {
 			st.State = v1.ContainerState{Terminated: &v1.ContainerStateTerminated{
 				Reason:  "Completed",
 				Message: "Unable to get init container status from container runtime and pod has been initialized, treat it as exited normally",

@@ -88,6 +88,9 @@ func (s *step) publish(status v1.PodStatus) {
 			shown.Phase = v1.PodPending
 		}
 	}
+	if s.evicted != nil && s.evicted.Condition != nil && s.stage < Terminated {
+		shown.Conditions = slices.DeleteFunc(shown.Conditions, func(c v1.PodCondition) bool { return c.Type == s.evicted.Condition.Type })
+	}
 	s.shown = shown
 	s.out.Status = *shown.DeepCopy()
 }
