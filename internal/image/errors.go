@@ -36,7 +36,6 @@ func (e *Error) Unwrap() []error { return []error{e.kind, e.err} }
 // kindOf sorts what may go wrong into errdefs' kinds.
 func kindOf(err error) error {
 	var status remoteerrors.ErrUnexpectedStatus
-	var netErr net.Error
 	switch {
 	case errors.Is(err, context.Canceled):
 		return context.Canceled
@@ -59,10 +58,17 @@ func kindOf(err error) error {
 			return kind
 		}
 	}
-	if errors.As(err, &netErr) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) {
+	if isNetwork(err) {
 		return errdefs.ErrUnavailable
 	}
 	return errdefs.ErrUnknown
+}
+
+// isNetwork cannot ask for a net.Error: every errno is one.
+func isNetwork(err error) bool {
+	var op *net.OpError
+	var dns *net.DNSError
+	return errors.As(err, &op) || errors.As(err, &dns)
 }
 
 func kindOfStatus(code int) error {

@@ -7,9 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"slices"
-	"syscall"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
@@ -255,9 +253,7 @@ func (s *Store) download(ctx context.Context, src *source, d ocispec.Descriptor,
 
 // transient says whether it is worth asking again for the rest.
 func transient(err error) bool {
-	var ne net.Error
-	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) ||
-		errors.Is(err, syscall.EPIPE) || errors.As(err, &ne) && !errors.Is(err, errStalled)
+	return !errors.Is(err, errStalled) && (isNetwork(err) || errors.Is(err, io.ErrUnexpectedEOF))
 }
 
 // countingFetcher reports how far in the blob reading is.

@@ -260,7 +260,7 @@ func (s *Store) get(ctx context.Context, id digest.Digest) (*Image, error) {
 		}
 		img.Pinned = img.Pinned || s.pinned[r.name]
 		switch n, err := reference.ParseNormalizedNamed(r.name); {
-		case err != nil: // the record of a nameless image, named by its ID
+		case r.name == img.ID || err != nil: // the record of a nameless image
 		case isDigested(n):
 			img.RepoDigests = append(img.RepoDigests, r.name)
 		default:

@@ -41,7 +41,8 @@ func (s *Store) LoadFile(ctx context.Context, path string, opts LoadOptions) ([]
 		return s.Load(ctx, f, opts)
 	}
 	return s.load(ctx, opts, func(ctx context.Context) (ocispec.Descriptor, error) {
-		return importLayout(ctx, s.content, path)
+		desc, err := importLayout(ctx, s.content, path)
+		return desc, archiveFault(err)
 	})
 }
 
@@ -52,11 +53,20 @@ func (s *Store) Load(ctx context.Context, r io.Reader, opts LoadOptions) ([]*Ima
 	return s.load(ctx, opts, func(ctx context.Context) (ocispec.Descriptor, error) {
 		plain, err := decompress(contextReader{ctx, r})
 		if err != nil {
-			return ocispec.Descriptor{}, err
+			return ocispec.Descriptor{}, archiveFault(err)
 		}
 		defer plain.Close()
-		return archive.ImportIndex(ctx, s.content, plain)
+		desc, err := archive.ImportIndex(ctx, s.content, plain)
+		return desc, archiveFault(err)
 	})
+}
+
+// archiveFault blames the archive for errors that are of no other kind.
+func archiveFault(err error) error {
+	if err == nil || kindOf(err) != errdefs.ErrUnknown {
+		return err
+	}
+	return &Error{text: fmt.Sprintf("not a valid image archive: %v", err), kind: errdefs.ErrInvalidArgument, err: err}
 }
 
 func (s *Store) load(ctx context.Context, opts LoadOptions, read func(context.Context) (ocispec.Descriptor, error)) (_ []*Image, err error) {

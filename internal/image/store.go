@@ -114,6 +114,9 @@ type Store struct {
 	gcMu sync.Mutex // one collection at a time; guards debt
 	debt debt
 	work sync.WaitGroup
+
+	closeOnce sync.Once
+	closeErr  error
 }
 
 // Open takes possession of the store at cfg.Root, creating it if necessary,
@@ -210,9 +213,14 @@ func (s *Store) openBackends() error {
 }
 
 // Close waits for what runs in the background and gives the store up. Pulls
-// must have ended.
+// must have ended. Closing again does nothing.
 func (s *Store) Close() error {
 	s.work.Wait()
+	s.closeOnce.Do(func() { s.closeErr = s.close() })
+	return s.closeErr
+}
+
+func (s *Store) close() error {
 	var errs []error
 	if s.bolt != nil {
 		errs = append(errs, s.bolt.Close())
