@@ -198,7 +198,7 @@ var volumeFields = map[string]verdict{
 	"configMap":             yes,
 	"secret":                yes,
 	"downwardAPI":           yes,
-	"image":                 no(notYet),
+	"image":                 yes,
 	"nfs":                   no(notYet),
 	"iscsi":                 no(notYet),
 	"fc":                    no(notYet),
