@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -28,9 +29,46 @@ func TestNoDescriptorLeaks(t *testing.T) {
 		t.Errorf("open in a container: %q, want %q", got, want)
 	}
 	// pause itself: stdio, listener, connection, signals, itself, what is kept.
-	if got := openFiles(t, c.PID()); len(got) != 7+4 {
-		t.Errorf("open in pause: %q", got)
+	eventually(t, "pause has nothing else open", func() bool { return len(openFiles(t, c.PID())) == 7+4 })
+}
+
+// A node that has started and ended pods has nothing left of them.
+func TestNodeLeaksNothing(t *testing.T) {
+	cycle := func() {
+		c, err := Start(testContext(t), Config{Dir: t.TempDir(), Cloneflags: podNamespaces})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, w := pipe(t)
+		p, err := c.Spawn(testContext(t), SpawnRequest{ID: "x", Recipe: exits(0), Keep: []*os.File{r}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Close()
+		w.Close()
+		p.Pidfd.Close()
+		children, err := c.Children(testContext(t))
+		if err != nil || len(children) != 1 {
+			t.Fatalf("Children: %v, %v", children, err)
+		}
+		children[0].close()
+		failing := new(blob)
+		failing.call(unix.SYS_CHDIR, 1)
+		failing.exit(0)
+		if _, err := c.Spawn(testContext(t), SpawnRequest{ID: "y", Recipe: failing}); err == nil {
+			t.Fatal("no error")
+		}
+		end(t, c)
 	}
+	cycle() // what is made once per process
+	files, goroutines := len(openFiles(t, os.Getpid())), runtime.NumGoroutine()
+	for range 20 {
+		cycle()
+	}
+	if n := len(openFiles(t, os.Getpid())); n > files {
+		t.Errorf("%d descriptors open, %d before", n, files)
+	}
+	eventually(t, "no goroutines are left", func() bool { return runtime.NumGoroutine() <= goroutines })
 }
 
 // CVE-2019-5736: what a container can reach as the runtime's binary can't be
