@@ -97,7 +97,7 @@ func (s *step) containerStatuses(specs []v1.Container, previous []v1.ContainerSt
 				st.LastTerminationState = s.instanceStatus(c, &instances[1], old, restarting).State
 			}
 		}
-		s.waitingStatus(c, &st, init)
+		s.waitingStatus(c, &st, init, restarting)
 		out = append(out, st)
 	}
 	return out
@@ -230,13 +230,13 @@ func (s *step) instanceStatus(c *v1.Container, inst *Container, old *v1.Containe
 
 // waitingStatus turns the status of a container that shall start, and has
 // failed to, into a waiting one that says why.
-func (s *step) waitingStatus(c *v1.Container, st *v1.ContainerStatus, init bool) {
+func (s *step) waitingStatus(c *v1.Container, st *v1.ContainerStatus, init, restarting bool) {
 	inst := s.latest(c.Name)
 	if init {
 		if inst != nil && inst.State == Exited && inst.ExitCode == 0 {
 			return
 		}
-		if inst == nil && !isSidecar(c) && st.State.Waiting != nil && st.State.Waiting.Reason != reasonRestartingAll && s.initializedInSandbox() {
+		if inst == nil && !isSidecar(c) && st.State.Waiting != nil && !restarting && s.initializedInSandbox() {
 			st.State = v1.ContainerState{Terminated: &v1.ContainerStateTerminated{
 				Reason:  "Completed",
 				Message: "Unable to get init container status from container runtime and pod has been initialized, treat it as exited normally",
