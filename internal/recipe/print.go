@@ -28,7 +28,7 @@ func (r *Recipe) String() string {
 		if s.why != why {
 			why = s.why
 			b.WriteString("   # ")
-			b.WriteString(quoteWhy(why))
+			b.WriteString(oneLine(why))
 			if n := r.alike(i); n > 8 {
 				fmt.Fprintf(&b, "\n     … %d more", n-2)
 				i += n - 2
@@ -64,7 +64,7 @@ func (r *Recipe) call(s *step) string {
 		switch a.kind {
 		case argFD:
 			b.WriteString("fd:")
-			b.WriteString(r.fds[a.value].name)
+			b.WriteString(oneLine(r.fds[a.value].name))
 		case argResult:
 			b.WriteByte('%')
 			b.WriteString(strconv.FormatUint(a.value, 10))
@@ -110,8 +110,8 @@ func quoteText(s, more string) string {
 	return q[:len(q)-1] + more + `"`
 }
 
-// quoteWhy keeps what others named (a volume, a path) from breaking the line.
-func quoteWhy(s string) string {
+// oneLine keeps what others named (a volume, a path) from breaking the line.
+func oneLine(s string) string {
 	if q := strconv.Quote(s); len(q) != len(s)+2 {
 		return strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`)
 	}

@@ -120,9 +120,7 @@ func (b *Builder) labels(p *Process, proc Arg) {
 // session leaves the session of pause for one of its own.
 func (b *Builder) session(p *Process) {
 	b.Call("starting a session", unix.SYS_SETSID)
-	// The session keyring is inherited, and it is the host's.
-	b.Call("starting a session keyring", unix.SYS_KEYCTL, Int(unix.KEYCTL_JOIN_SESSION_KEYRING), Int(0)).
-		Tolerate(unix.ENOSYS, unix.EDQUOT, unix.EPERM)
+	b.keyring(unix.EDQUOT) // the pod's is good enough
 	if p.Terminal {
 		b.Call("taking the terminal", unix.SYS_IOCTL, Int(0), Int(unix.TIOCSCTTY), Int(0))
 	}
@@ -130,6 +128,13 @@ func (b *Builder) session(p *Process) {
 		b.Call("setting "+rlimits.show(uint64(l.Type)), unix.SYS_PRLIMIT64, Int(0), Int(l.Type), Limit{l.Soft, l.Hard}, Int(0)).
 			Tolerate(unix.EPERM)
 	}
+}
+
+// keyring starts a session keyring: the one that is inherited has the keys of
+// whoever started the node.
+func (b *Builder) keyring(tolerate ...unix.Errno) {
+	b.Call("starting a session keyring", unix.SYS_KEYCTL, Int(unix.KEYCTL_JOIN_SESSION_KEYRING), Int(0)).
+		Tolerate(append(tolerate, unix.ENOSYS)...)
 }
 
 // become turns the child, which has everything but the right identity, into

@@ -57,6 +57,7 @@ func Sandbox(spec SandboxSpec) (*Recipe, error) {
 	b := New()
 	b.Call("clearing the umask", unix.SYS_UMASK, Int(0))
 	b.joinCgroups(spec.CgroupProcs)
+	b.keyring()
 	// Propagation first: nothing below may be seen in the host's tree.
 	b.Call("leaving the host's mounts", unix.SYS_MOUNT_SETATTR, cwd, Str("/"), Int(unix.AT_RECURSIVE),
 		MountAttr{Propagation: unix.MS_PRIVATE}, Int(mountAttrSize))
