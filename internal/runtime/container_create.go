@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"unipod.dev/unipod/internal/fault"
 	"unipod.dev/unipod/internal/image"
 	"unipod.dev/unipod/internal/security/users"
 )
@@ -125,6 +126,7 @@ func (r *Runtime) makeContainer(ctx context.Context, c *container, img *image.Im
 		return err
 	}
 	undo.add(func() { os.RemoveAll(c.dir) })
+	fault.Point("create.directory")
 	group, err := c.sandbox.group.Child(c.id)
 	if err != nil {
 		return err
@@ -133,6 +135,7 @@ func (r *Runtime) makeContainer(ctx context.Context, c *container, img *image.Im
 	if err := writeRecord(c.dir, &c.rec); err != nil {
 		return err
 	}
+	fault.Point("create.recorded")
 	for _, d := range []string{"upper", "work"} {
 		if err := os.MkdirAll(filepath.Join(c.layer, d), 0o755); err != nil {
 			return fmt.Errorf("making the container's writable layer: %w", err)
@@ -146,9 +149,11 @@ func (r *Runtime) makeContainer(ctx context.Context, c *container, img *image.Im
 			r.log.Warn("releasing an image's layers", "container", c.id, "error", err)
 		}
 	})
+	fault.Point("create.layer")
 	if c.rootfs, err = r.mountRootfs(ctx, c); err != nil {
 		return err
 	}
+	fault.Point("create.mounted")
 	undo.add(func() { c.rootfs.Close() })
 	if err := c.resolve(img); err != nil {
 		return err
@@ -157,6 +162,7 @@ func (r *Runtime) makeContainer(ctx context.Context, c *container, img *image.Im
 	if err := writeRecord(c.dir, &c.rec); err != nil {
 		return err
 	}
+	fault.Point("create.ready")
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, alive := r.sandboxes[c.sandbox.id]; !alive {

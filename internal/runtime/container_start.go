@@ -12,6 +12,7 @@ import (
 	"unipod.dev/unipod/internal/cgroup"
 	"unipod.dev/unipod/internal/crilog"
 	"unipod.dev/unipod/internal/device"
+	"unipod.dev/unipod/internal/fault"
 	"unipod.dev/unipod/internal/pause"
 	"unipod.dev/unipod/internal/recipe"
 	"unipod.dev/unipod/internal/security/selinux"
@@ -97,6 +98,7 @@ func (r *Runtime) startContainer(ctx context.Context, c *container) (err error) 
 	if err := r.makeGroup(c, rules, &undo); err != nil {
 		return err
 	}
+	fault.Point("start.cgroup")
 	spec, cio, err := r.containerSpec(ctx, c, devices, &open)
 	if err != nil {
 		return err
@@ -129,6 +131,7 @@ func (r *Runtime) startContainer(ctx context.Context, c *container) (err error) 
 		open.add(pidns.Close)
 	}
 	flags |= unix.CLONE_NEWNS
+	fault.Point("start.prepared")
 	// The exit may be reported before Spawn returns: finish waits for op.
 	cio.start(log)
 	proc, err := conn.Spawn(ctx, pause.SpawnRequest{
@@ -137,6 +140,7 @@ func (r *Runtime) startContainer(ctx context.Context, c *container) (err error) 
 	if err != nil {
 		return err
 	}
+	fault.Point("start.spawned")
 	c.mu.Lock()
 	c.pidfd, c.io = proc.Pidfd, cio
 	c.rootfs.Close() // the container's mount namespace holds it now
@@ -150,6 +154,7 @@ func (r *Runtime) startContainer(ctx context.Context, c *container) (err error) 
 		r.log.Error("recording a started container", "container", c.id, "error", err)
 		return nil // it runs; a later node finds it in pause's list
 	}
+	fault.Point("start.recorded")
 	return nil
 }
 

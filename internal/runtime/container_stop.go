@@ -11,6 +11,8 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"unipod.dev/unipod/internal/fault"
 )
 
 // Exit codes of containers that didn't end by themselves: containerd's.
@@ -63,6 +65,7 @@ func (c *container) finish(code int32, at time.Time) {
 	} else if kills > 0 && code != 0 {
 		reason = "OOMKilled"
 	}
+	fault.Point("finish.drained")
 	err := c.update(func(rec *ContainerRecord) {
 		if rec.StartedAt.IsZero() {
 			rec.StartedAt = rec.CreatedAt
@@ -75,6 +78,7 @@ func (c *container) finish(code int32, at time.Time) {
 		c.rec.FinishedAt, c.rec.ExitCode, c.rec.Reason = at, code, reason
 		c.mu.Unlock()
 	}
+	fault.Point("finish.recorded")
 	close(c.exited)
 	c.letGo()
 	if err := c.group.Remove(); err != nil {
@@ -194,12 +198,14 @@ func (r *Runtime) eraseContainer(ctx context.Context, c *container) error {
 	if err := c.group.Remove(); err != nil {
 		return err
 	}
+	fault.Point("remove.cgroup")
 	if err := os.RemoveAll(c.layer); err != nil {
 		return fmt.Errorf("removing the writable layer: %w", err)
 	}
 	if err := r.cfg.Images.ReleaseLayers(ctx, c.id); err != nil {
 		return fmt.Errorf("releasing the image's layers: %w", err)
 	}
+	fault.Point("remove.layer")
 	if err := os.RemoveAll(c.dir); err != nil {
 		return fmt.Errorf("removing %s: %w", filepath.Base(c.dir), err)
 	}

@@ -293,9 +293,7 @@ func (r *Runtime) imageVolume(ctx context.Context, c *container, m *runtimeapi.M
 		}
 		tree = sub
 	}
-	ro := *m
-	ro.Readonly = true
-	if err := setMountOptions(tree, &ro); err != nil {
+	if err := setMountOptions(tree, &runtimeapi.Mount{Readonly: true, MountOptions: m.MountOptions}); err != nil {
 		tree.Close()
 		return nil, err
 	}

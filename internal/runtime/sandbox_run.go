@@ -15,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"unipod.dev/unipod/internal/cgroup"
+	"unipod.dev/unipod/internal/fault"
 	"unipod.dev/unipod/internal/network"
 	"unipod.dev/unipod/internal/pause"
 	"unipod.dev/unipod/internal/recipe"
@@ -112,6 +113,7 @@ func (r *Runtime) startSandbox(ctx context.Context, s *sandbox) (err error) {
 		return fmt.Errorf("making the sandbox's directory: %w", err)
 	}
 	undo.add(func() { os.RemoveAll(s.dir) })
+	fault.Point("sandbox.directory")
 
 	if s.group, err = r.cfg.Cgroups.Pod(s.config.GetLinux().GetCgroupParent(), s.id); err != nil {
 		return err
@@ -120,9 +122,11 @@ func (r *Runtime) startSandbox(ctx context.Context, s *sandbox) (err error) {
 	if err := writeRecord(s.dir, &s.rec); err != nil {
 		return err
 	}
+	fault.Point("sandbox.recorded")
 	if err := s.group.Create(podResources(s.config)); err != nil {
 		return err
 	}
+	fault.Point("sandbox.cgroup")
 	undo.add(func() { s.removeGroup() })
 	if err := s.writeFiles(); err != nil {
 		return err
@@ -137,6 +141,7 @@ func (r *Runtime) startSandbox(ctx context.Context, s *sandbox) (err error) {
 		conn.Close()
 	})
 	s.conn = conn
+	fault.Point("sandbox.pause")
 	if !s.hostNetwork() {
 		a, err := s.setupNetwork(ctx)
 		if err != nil {
@@ -151,11 +156,13 @@ func (r *Runtime) startSandbox(ctx context.Context, s *sandbox) (err error) {
 		})
 		s.rec.Network = a
 	}
+	fault.Point("sandbox.network")
 	s.rec.PausePID = conn.PID()
 	s.rec.Ready = true
 	if err := writeRecord(s.dir, &s.rec); err != nil {
 		return err
 	}
+	fault.Point("sandbox.ready")
 	r.mu.Lock()
 	r.sandboxes[s.id] = s
 	r.mu.Unlock()

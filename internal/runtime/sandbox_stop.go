@@ -9,6 +9,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"unipod.dev/unipod/internal/fault"
 )
 
 // StopPodSandbox implements cri.Runtime: it ends every container of the pod
@@ -47,11 +49,13 @@ func (r *Runtime) stopSandbox(ctx context.Context, s *sandbox) error {
 			return fmt.Errorf("waiting for the pod's processes to end: %w", ctx.Err())
 		}
 	}
+	fault.Point("stop.ended")
 	if !s.hostNetwork() {
 		if err := r.cfg.Network.Teardown(ctx, s.id); err != nil {
 			return fmt.Errorf("failed to teardown network: %w", err)
 		}
 	}
+	fault.Point("stop.network")
 	if err := s.update(func(rec *SandboxRecord) { rec.StoppedAt = time.Now() }); err != nil {
 		return err
 	}
@@ -77,6 +81,7 @@ func (r *Runtime) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePo
 	if err := r.stopSandbox(ctx, s); err != nil {
 		return nil, fmt.Errorf("failed to stop sandbox %q: %w", s.id, err)
 	}
+	fault.Point("stop.recorded")
 	for _, c := range r.containersOf(s.id) {
 		if err := r.removeContainer(ctx, c); err != nil {
 			return nil, fmt.Errorf("failed to remove container %q: %w", c.id, err)
@@ -85,6 +90,7 @@ func (r *Runtime) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePo
 	if err := s.group.Remove(); err != nil {
 		return nil, err
 	}
+	fault.Point("remove.podcgroup")
 	// The record goes last: a node killed before this line finds it and
 	// removes the rest again.
 	if err := os.RemoveAll(s.dir); err != nil {
