@@ -100,7 +100,7 @@ var bans = []ban{
 	{"github.com/opencontainers/cgroups", []string{"internal/cgroup"}, "one floor knows cgroup drivers"},
 	{"github.com/spf13/cobra", []string{"internal/cli"}, "flags end at the command line"},
 	{"k8s.io/client-go/kubernetes", nil, "the node is not a client of a cluster"},
-	{"k8s.io/kubernetes/pkg/kubelet", []string{"internal/podspec"}, "its words are kept, its code is not ours to carry (but a few pure helpers, in podspec)"},
+	{"k8s.io/kubernetes/pkg/kubelet", []string{"internal/podspec", "internal/volume"}, "its words are kept, its code is not ours to carry (but a few pure helpers)"},
 }
 
 // pure packages decide: what they know of the world is given to them.
