@@ -37,6 +37,9 @@ type reader struct {
 	errs    []*Error
 	seen    map[string]Place // by kind, namespace and name
 	pods    []*item          // of objects.Pods, by index
+	// inDocument counts the errors of the document that is read; those beyond
+	// maxErrors are only counted: finding the place of each would take long.
+	inDocument, uncounted int
 }
 
 // item is one object of the input.
@@ -50,6 +53,10 @@ type item struct {
 }
 
 func (r *reader) fail(it *item, path string, kind error, format string, args ...any) {
+	if r.inDocument++; r.inDocument > maxErrors {
+		r.uncounted++
+		return
+	}
 	r.errs = append(r.errs, &Error{Place: it.at(path), Msg: fmt.Sprintf(format, args...), Err: kind})
 }
 
@@ -64,9 +71,7 @@ func (it *item) at(path string) Place {
 	if it.prefix != "" {
 		p.Path = strings.TrimSuffix(it.prefix+path, ".")
 	}
-	if n := it.fields.line(it.text, p.Path); n > 0 {
-		p.Line += n - 1
-	}
+	p.Line = it.lineOf(it.fields.line(it.text, p.Path))
 	return p
 }
 
@@ -107,9 +112,8 @@ func (r *reader) yamlErrors(d document, err error) {
 			continue
 		}
 		place := d.Place
-		if n, err := strconv.Atoi(m[1]); err == nil {
-			place.Line += n - 1
-		}
+		n, _ := strconv.Atoi(m[1]) // 0 if there is none
+		place.Line = d.lineOf(n)
 		r.errs = append(r.errs, &Error{Place: place, Msg: "not valid YAML: " + m[2], Err: errdefs.ErrInvalidArgument})
 	}
 }

@@ -19,6 +19,8 @@ const (
 	maxDocument = 3 << 20
 	// maxFile bounds one file or stream of documents, in bytes.
 	maxFile = 64 << 20
+	// maxDocuments bounds the documents of one file.
+	maxDocuments = 10000
 )
 
 // source is a file that was read, or could not be.
@@ -32,6 +34,14 @@ type source struct {
 type document struct {
 	Place // Line is its first line
 	text  []byte
+}
+
+// lineOf is the line of the file that line n of the document is, the first if
+// n is 0. A YAML library may count other line breaks than \n, or point behind
+// the end.
+func (d document) lineOf(n int) int {
+	last := bytes.Count(bytes.TrimRight(d.text, "\n"), []byte("\n")) + 1
+	return d.Line + max(min(n, last), 1) - 1
 }
 
 // readFiles reads what the paths name, in order.
@@ -115,11 +125,12 @@ func manifestsIn(dir string) ([]string, error) {
 }
 
 // split cuts a file into documents: at YAML's "---" and "..." lines, and
-// between JSON values. Documents without content don't count.
+// between JSON values. Documents without content don't count. Of a file with
+// more than maxDocuments, it returns one more than that.
 func split(f source) []document {
 	var documents []document
 	add := func(line int, text []byte) {
-		if blank(text) {
+		if blank(text) || len(documents) > maxDocuments {
 			return
 		}
 		for _, part := range splitJSON(line, text) {

@@ -144,8 +144,15 @@ func (l Loader) Load(paths []string, stdin io.Reader) (*Objects, error) {
 			r.errs = append(r.errs, &Error{Place: Place{File: f.name}, Msg: reason(f.err), Err: f.err})
 			continue
 		}
-		for _, d := range split(f) {
+		documents := split(f)
+		if len(documents) > maxDocuments {
+			r.errs = append(r.errs, &Error{Place: Place{File: f.name}, Msg: fmt.Sprintf("more than %d documents", maxDocuments), Err: errdefs.ErrInvalidArgument})
+			continue
+		}
+		for _, d := range documents {
+			before := len(r.errs)
 			r.document(d)
+			r.limitErrors(d, before)
 		}
 	}
 	if len(r.errs) == 0 && len(r.seen) == 0 {
@@ -166,6 +173,19 @@ func (l Loader) Load(paths []string, stdin io.Reader) (*Objects, error) {
 		return cmp.Or(a.Place.compare(b.Place, order), cmp.Compare(a.Msg, b.Msg))
 	})
 	return r.objects, nil
+}
+
+// maxErrors is how many errors of one document are worth reading.
+const maxErrors = 100
+
+// limitErrors replaces what is more than maxErrors errors of a document, which
+// are those since before, by one that counts them.
+func (r *reader) limitErrors(d document, before int) {
+	if n := len(r.errs) - before + r.uncounted; n > maxErrors {
+		r.errs = append(r.errs[:before+maxErrors], &Error{Place: Place{File: d.File, Document: d.Document, Line: d.Line},
+			Msg: fmt.Sprintf("%d more errors are not shown", n-maxErrors), Err: errdefs.ErrInvalidArgument})
+	}
+	r.inDocument, r.uncounted = 0, 0
 }
 
 func (l Loader) withDefaults() Loader {

@@ -153,7 +153,18 @@ func TestDirectoryAndStdin(t *testing.T) {
 func TestLimits(t *testing.T) {
 	big := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: big}\ndata:\n  a: " + strings.Repeat("x", maxDocument)
 	deep := strings.Repeat("[", maxDocument-1)
-	for name, text := range map[string]string{"big": big, "deep": deep} {
+	many := strings.Repeat("a\n---\n", maxDocuments+1)
+	// Every field is an error, and every error has to be found again.
+	var wide strings.Builder
+	wide.WriteString("apiVersion: v1\nkind: Pod\nspec:\n")
+	for i := 0; wide.Len() < maxDocument-100; i++ {
+		fmt.Fprintf(&wide, "  a%d: 1\n", i)
+	}
+	_, err := loader.Load([]string{"-"}, strings.NewReader(wide.String()))
+	if errs := all(err); len(errs) != maxErrors+1 || !strings.HasSuffix(errs[0].Msg, " more errors are not shown") {
+		t.Errorf("got %d errors, first %v", len(errs), errs[0])
+	}
+	for name, text := range map[string]string{"big": big, "deep": deep, "many": many} {
 		_, err := loader.Load([]string{"-"}, strings.NewReader(text))
 		if err == nil {
 			t.Errorf("%s: no error", name)

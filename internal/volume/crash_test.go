@@ -77,7 +77,7 @@ func TestCrashHelper(t *testing.T) {
 // TestKilledAnywhere kills a process that makes and removes volumes at random
 // points, and expects the next one to finish either work.
 func TestKilledAnywhere(t *testing.T) {
-	rounds := 40
+	rounds := 20
 	if testing.Short() {
 		rounds = 5
 	}

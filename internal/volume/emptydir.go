@@ -102,10 +102,15 @@ func everyContainerLimitsMemory(pod *v1.Pod) bool {
 }
 
 // mountTmpfs mounts a tmpfs of size bytes (0: the kernel's default) at dir,
-// unless one is there. fresh says whether it did.
+// unless one is there; then it is given this size, which changes when the pod
+// is resized in place. fresh says whether it mounted.
 func mountTmpfs(dir string, size int64) (fresh bool, err error) {
-	if there, err := mountedHere(dir, unix.TMPFS_MAGIC); there || err != nil {
+	there, err := mountedHere(dir, unix.TMPFS_MAGIC)
+	if err != nil {
 		return false, err
+	}
+	if there {
+		return false, resizeTmpfs(dir, size)
 	}
 	options := []sys.Option{{Key: "mode", Value: "1777"}}
 	if size > 0 {
@@ -121,6 +126,31 @@ func mountTmpfs(dir string, size int64) (fresh bool, err error) {
 	}
 	defer mnt.Close()
 	return true, attach(mnt, dir)
+}
+
+// resizeTmpfs changes the size of a mounted tmpfs when it isn't size. The
+// kernel refuses a size below what is in it.
+func resizeTmpfs(dir string, size int64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	blocks := (size + st.Bsize - 1) / st.Bsize
+	if size <= 0 || int64(st.Blocks) == blocks {
+		return nil
+	}
+	fd, err := unix.Fspick(unix.AT_FDCWD, dir, unix.FSPICK_CLOEXEC|unix.FSPICK_SYMLINK_NOFOLLOW)
+	if err != nil {
+		return &os.PathError{Op: "fspick", Path: dir, Err: err}
+	}
+	defer unix.Close(fd)
+	if err := unix.FsconfigSetString(fd, "size", fmt.Sprint(size)); err != nil {
+		return &os.PathError{Op: "fsconfig", Path: dir, Err: err}
+	}
+	if err := unix.FsconfigReconfigure(fd); err != nil {
+		return fmt.Errorf("resizing the volume from %d to %d bytes: %w", int64(st.Blocks)*st.Bsize, size, err)
+	}
+	return nil
 }
 
 func mountHugetlbfs(dir string, medium v1.StorageMedium, pod *v1.Pod) (fresh bool, err error) {

@@ -178,6 +178,14 @@ func TestSubPathCantLeaveTheVolume(t *testing.T) {
 		t.Errorf("mounts: %q", left)
 	}
 
+}
+
+// TestSubPathIsWhatItWas swaps a subPath after it was mounted.
+func TestSubPathIsWhatItWas(t *testing.T) {
+	m := newManager(t, nil)
+	pod := newPod(v1.Volume{Name: "e", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{}}})
+	volumes := setup(t, m, pod)
+	dir, outside := volumes["e"].HostPath, t.TempDir()
 	// A link that stays inside is followed.
 	if err := os.MkdirAll(filepath.Join(dir, "real"), 0o755); err != nil {
 		t.Fatal(err)

@@ -82,6 +82,36 @@ func deep(t *testing.T, dir string, depth int) {
 	cur.Close()
 }
 
+// TestTeardownOfHostPaths mounts parts of the host by subPath: what is in them
+// stays.
+func TestTeardownOfHostPaths(t *testing.T) {
+	m := newManager(t, nil)
+	host := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(host, "dir/below"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(host, "file"), []byte("keep"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pod := newPod(v1.Volume{Name: "h", VolumeSource: v1.VolumeSource{HostPath: &v1.HostPathVolumeSource{Path: host}}})
+	c := &pod.Spec.Containers[0]
+	c.VolumeMounts = []v1.VolumeMount{{Name: "h", MountPath: "/d", SubPath: "dir"}, {Name: "h", MountPath: "/f", SubPath: "file"}, {Name: "h", MountPath: "/n", SubPath: "new/dir"}}
+	if _, err := m.Mounts(pod, c, MountOptions{Volumes: setup(t, m, pod)}); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(mountsBelow(t, m.Dir)); n != 3 {
+		t.Fatalf("%d mounts, want 3", n)
+	}
+	before := tree(t, host)
+	if err := m.Teardown(context.Background(), pod.UID); err != nil {
+		t.Fatal(err)
+	}
+	expectTree(t, host, before...)
+	if left := mountsBelow(t, m.Dir); len(left) != 0 {
+		t.Errorf("mounts are left: %q", left)
+	}
+}
+
 func TestTeardownLeavesOthersFiles(t *testing.T) {
 	m := newManager(t, nil)
 	pod := newPod(v1.Volume{Name: "e", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{}}})

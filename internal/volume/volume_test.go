@@ -51,14 +51,14 @@ func (o *objects) ConfigMap(namespace, name string) (*v1.ConfigMap, error) {
 	if cm, ok := o.configMaps[namespace+"/"+name]; ok {
 		return cm, nil
 	}
-	return nil, apierrors.NewNotFound(v1.Resource("configmaps"), name)
+	return nil, apierrors.NewNotFound(v1.Resource("configmap"), name)
 }
 
 func (o *objects) Secret(namespace, name string) (*v1.Secret, error) {
 	if s, ok := o.secrets[namespace+"/"+name]; ok {
 		return s, nil
 	}
-	return nil, apierrors.NewNotFound(v1.Resource("secrets"), name)
+	return nil, apierrors.NewNotFound(v1.Resource("secret"), name)
 }
 
 func newManager(t *testing.T, src *objects) *Manager {
@@ -229,6 +229,17 @@ func TestEmptyDir(t *testing.T) {
 	if u := usages[1]; u.Volume != "mem" || u.Bytes != 8192 || u.Inodes != 2 || !u.Memory {
 		t.Errorf("mem: %+v", u)
 	}
+	// A pod that is resized in place gets its memory volumes resized, but not
+	// below what is in them.
+	pod.Spec.Volumes[1].EmptyDir.SizeLimit = ptr(resource.MustParse("2Mi"))
+	setup(t, m, pod)
+	if err := unix.Statfs(mem, &st); err != nil || int64(st.Blocks)*st.Bsize != 2<<20 {
+		t.Errorf("resized: %v, %d bytes", err, int64(st.Blocks)*st.Bsize)
+	}
+	pod.Spec.Volumes[1].EmptyDir.SizeLimit = ptr(resource.MustParse("4Ki"))
+	if _, err := m.Setup(context.Background(), pod); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("shrunk below its content: %v", err)
+	}
 	usages[0].Limit = ptr(resource.MustParse("1Ki"))
 	if got := usages[0].Exceeded(); got != `Usage of EmptyDir volume "disk" exceeds the limit "1Ki". ` {
 		t.Errorf("got %q", got)
@@ -327,8 +338,8 @@ func TestMissingObjects(t *testing.T) {
 		v1.Volume{Name: "d", VolumeSource: v1.VolumeSource{NFS: &v1.NFSVolumeSource{}}},
 	)
 	mounted, err := m.Setup(context.Background(), pod)
-	want := `MountVolume.SetUp failed for volume "b" : configmaps "cm" not found
-MountVolume.SetUp failed for volume "c" : secrets "s" not found
+	want := `MountVolume.SetUp failed for volume "b" : configmap "cm" not found
+MountVolume.SetUp failed for volume "c" : secret "s" not found
 MountVolume.SetUp failed for volume "d" : no volume plugin matched: this type of volume is not supported: not implemented`
 	if err == nil || err.Error() != want || mounted != nil {
 		t.Errorf("got %v, %v\nwant %s", mounted, err, want)
