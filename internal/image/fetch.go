@@ -22,6 +22,8 @@ import (
 // into memory.
 const maxDocument = 8 << 20
 
+var errPlatform = errors.New("no match for platform in manifest")
+
 // source is where blobs come from: a registry that resolved a reference, or
 // an archive whose blobs are in the content store already (a nil fetcher).
 type source struct {
@@ -90,7 +92,7 @@ func (s *Store) fetchConfig(ctx context.Context, src *source, c *contents, p pla
 	}
 	// Hand-made images often lack a platform; they are taken at their word.
 	if c.spec.Architecture != "" && c.spec.OS != "" && !p.Match(platforms.Normalize(c.spec.Platform)) {
-		return fmt.Errorf("no match for platform in manifest: the image is for %s: %w", platforms.Format(c.spec.Platform), errdefs.ErrNotFound)
+		return fmt.Errorf("%w: the image is for %s: %w", errPlatform, platforms.Format(c.spec.Platform), errdefs.ErrNotFound)
 	}
 	if c.spec.RootFS.Type != "layers" && c.spec.RootFS.Type != "" {
 		return fmt.Errorf("configuration %s: unsupported rootfs type %q: %w", c.config.Digest, c.spec.RootFS.Type, errdefs.ErrInvalidArgument)
@@ -138,7 +140,7 @@ func choose(all []ocispec.Descriptor, p platforms.MatchComparer) (ocispec.Descri
 		}
 	}
 	if len(fit) == 0 {
-		return ocispec.Descriptor{}, fmt.Errorf("no match for platform in manifest: the image is for %q: %w", have, errdefs.ErrNotFound)
+		return ocispec.Descriptor{}, fmt.Errorf("%w: the image is for %q: %w", errPlatform, have, errdefs.ErrNotFound)
 	}
 	slices.SortStableFunc(fit, func(a, b ocispec.Descriptor) int {
 		switch {
@@ -245,7 +247,7 @@ func (s *Store) download(ctx context.Context, src *source, d ocispec.Descriptor,
 			last, failed = f.offset, 0
 		}
 		if failed++; failed >= tries || ctx.Err() != nil || !transient(err) {
-			return fmt.Errorf("failed to copy: %w", err)
+			return err
 		}
 		s.log.Debug("resuming a download", "layer", d.Digest, "offset", f.offset, "error", err)
 	}

@@ -4,14 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 )
 
@@ -33,6 +38,9 @@ type debt int
 func (s *Store) owe() error {
 	s.gcMu.Lock()
 	defer s.gcMu.Unlock()
+	if err := s.lighten(); err != nil {
+		return err
+	}
 	s.debt++
 	if s.debt > 1 {
 		return nil
@@ -54,17 +62,52 @@ func (s *Store) pay(ctx context.Context) error {
 	// What is given up cannot be asked for again, so nothing of it comes back
 	// into the cache.
 	s.lowerCache.Clear()
-	if _, err := s.db.GarbageCollect(context.WithoutCancel(ctx)); err != nil {
+	var failures failureLog
+	ctx = log.WithLogger(context.WithoutCancel(ctx), failures.entry())
+	_, err := s.db.GarbageCollect(ctx)
+	if err = errors.Join(err, failures.err()); err != nil {
 		return fmt.Errorf("collecting garbage: %w", err)
 	}
+	s.ballast()
 	if s.debt--; s.debt > 0 {
 		return nil
 	}
-	err := os.Remove(filepath.Join(s.cfg.Root, debtFile))
+	err = os.Remove(filepath.Join(s.cfg.Root, debtFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	return err
+}
+
+// failureLog finds out what the collector failed to remove from the disk: it
+// only logs that.
+type failureLog struct {
+	mu   sync.Mutex
+	errs []error
+}
+
+func (f *failureLog) entry() *log.Entry {
+	l := logrus.New()
+	l.SetOutput(io.Discard)
+	l.SetLevel(logrus.WarnLevel)
+	l.AddHook(f)
+	return logrus.NewEntry(l)
+}
+
+func (f *failureLog) Levels() []logrus.Level { return logrus.AllLevels }
+
+func (f *failureLog) Fire(e *logrus.Entry) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	err, _ := e.Data[logrus.ErrorKey].(error)
+	f.errs = append(f.errs, fmt.Errorf("%s: %w", e.Message, err))
+	return nil
+}
+
+func (f *failureLog) err() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return errors.Join(f.errs...)
 }
 
 // payLater is pay for those who cannot wait. Close waits for it.
@@ -109,6 +152,21 @@ func (s *Store) recover(ctx context.Context) error {
 	if err := s.owe(); err != nil {
 		return err
 	}
+	// What was half made when the process died is in the way of the
+	// libraries: unfinished blobs, and directories that were not recorded.
+	// Nobody is going to finish them.
+	if err := removeChildren(filepath.Join(s.cfg.Root, "content", "ingest")); err != nil {
+		return err
+	}
+	if c, ok := s.backend.(snapshots.Cleaner); ok {
+		err := c.Cleanup(ctx)
+		if errdefs.IsNotFound(err) { // not one was ever recorded
+			err = removeChildren(filepath.Join(s.cfg.Root, snapshotter, "snapshots"))
+		}
+		if err != nil {
+			return err
+		}
+	}
 	if err := s.touchBackends(ctx, &stale); err != nil {
 		return err
 	}
@@ -118,6 +176,22 @@ func (s *Store) recover(ctx context.Context) error {
 		}
 	}
 	return s.pay(ctx)
+}
+
+func removeChildren(dir string) error {
+	all, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range all {
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // touchBackends makes a snapshot and an unfinished blob that are garbage when

@@ -402,7 +402,7 @@ func TestLoadErrors(t *testing.T) {
 	}{
 		{"nothing", nil, errdefs.ErrInvalidArgument, "unrecognized image format"},
 		{"not a tar", bytes.Repeat([]byte("no tar "), 1000), errdefs.ErrInvalidArgument, "not a valid image archive"},
-		{"truncated", good[:len(good)/2], errdefs.ErrInvalidArgument, "unexpected EOF"},
+		{"truncated", good[:bytes.Index(good, []byte("imageLayoutVersion"))+3], errdefs.ErrInvalidArgument, "unexpected EOF"},
 		{"some other tar", layerTar(t, file("README", "hello")), errdefs.ErrInvalidArgument, "unrecognized image format"},
 		{"layer missing", ociArchive(t, map[string]*built{nameA: missing}), errdefs.ErrNotFound, ""},
 	} {

@@ -105,9 +105,9 @@ func (s *Store) load(ctx context.Context, opts LoadOptions, read func(context.Co
 	var skipped error
 	for _, m := range idx.Manifests {
 		img, err := s.loadOne(ctx, src, m, asked, len(idx.Manifests) == 1, opts)
-		if errdefs.IsNotFound(err) {
+		if errors.Is(err, errPlatform) {
 			skipped = errors.Join(skipped, err)
-			continue // an image for another platform
+			continue
 		}
 		if err != nil {
 			return nil, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	hostconfig "github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/distribution/reference"
 	"go.podman.io/image/v5/pkg/docker/config"
 	"go.podman.io/image/v5/pkg/sysregistriesv2"
@@ -139,10 +141,12 @@ func (s *Store) hosts(ctx context.Context, ref reference.Named, auth *Auth, inse
 		opts.DefaultTLS = &tls.Config{InsecureSkipVerify: true}
 		opts.DefaultScheme = "http"
 	}
-	configured := hostconfig.ConfigureHosts(ctx, opts)
 	return func(host string) ([]docker.RegistryHost, error) {
-		hs, err := configured(host)
-		if err != nil {
+		// A hosts.toml that cannot be read is only logged, and then certificates
+		// beside it count: not what its author wanted.
+		var failures failureLog
+		hs, err := hostconfig.ConfigureHosts(log.WithLogger(ctx, failures.entry()), opts)(host)
+		if err = errors.Join(err, failures.err()); err != nil {
 			return nil, fmt.Errorf("configuration of registry %s: %w", host, err)
 		}
 		for i := range hs {

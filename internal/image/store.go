@@ -172,6 +172,7 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	if err := s.recover(ctx); err != nil {
 		return nil, fmt.Errorf("cleaning image store %s after a crash: %w", cfg.Root, err)
 	}
+	s.ballast()
 	if err := s.loadIndex(ctx); err != nil {
 		return nil, fmt.Errorf("reading image store %s: %w", cfg.Root, err)
 	}

@@ -9,11 +9,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -170,8 +172,9 @@ func layoutFiles(t testing.TB, imgs map[string]*built) map[string][]byte {
 func ociArchive(t testing.TB, imgs map[string]*built) []byte {
 	t.Helper()
 	var es []entry
-	for n, d := range layoutFiles(t, imgs) {
-		es = append(es, file(n, string(d)))
+	files := layoutFiles(t, imgs)
+	for _, n := range slices.Sorted(maps.Keys(files)) {
+		es = append(es, file(n, string(files[n])))
 	}
 	return layerTar(t, es...)
 }
