@@ -5,39 +5,24 @@
  * It clones children and lets them carry out recipes (interp.c), reaps them
  * and every orphan, and remembers exit statuses and descriptors until the node
  * releases them. It decides nothing, trusts nobody but its creator and never
- * blocks but in ppoll. Read main, then serve, then spawn.
+ * blocks but in ppoll. Read pause_main and live at the end, then serve, then
+ * spawn in child.c.
  */
+#include "child.h"
 #include "interp.h"
-#include "protocol.h"
 
 enum {
-	MAX_CHILDREN = 2048,    /* running, or ended and not released */
-	MAX_KEEP = 8,           /* descriptors kept per child */
 	MAX_STASH = 1024,       /* descriptors that come with one request */
 	MAX_SCM = 253,          /* ... with one message (the kernel's SCM_MAX_FD) */
 	MAX_MESSAGE = 512,
-	LISTENER = 3, CREATOR = 4,  /* descriptors pause is born with */
+	LISTENER = 3, CREATOR = 4,      /* descriptors pause is born with */
 };
 
-enum state { FREE, RUNNING, EXITED /* not told yet */, TOLD };
-
-struct child {
-	enum state state;
-	s32 pid, status, nkeep, keep[MAX_KEEP];
-	s64 started, finished;
-	char id[ID_SIZE];
-};
-
-/* Untouched pages of the table cost nothing. */
-static struct child children[MAX_CHILDREN];
-static u32 nchildren;           /* slots ever used */
-
-static int signals, self;       /* signalfd; pidfd of pause */
+static int signals;             /* signalfd */
+static int last;                /* of the descriptors that are pause's own */
 static int conn = -1;           /* the node's connection */
-static int away;                /* children would be born in another PID namespace */
 static int greeted, ready;      /* HELLO was done; SETUP was done */
-static u32 creator;             /* uid */
-static struct rlimit_ files;    /* RLIMIT_NOFILE as it was given to us */
+static struct ucred_ creator;   /* as we see it */
 
 /* Descriptors received for the request with this serial. */
 static struct { int fd[MAX_STASH]; u32 n, serial; int error; } stash;
@@ -48,19 +33,6 @@ static struct { struct message m; int fd[1 + MAX_KEEP], nfds, own; int pending; 
 /* A LIST being answered: the next slot and the request's serial. */
 static struct { u32 next, serial; int active; } list;
 
-static void close_fd(int fd)
-{
-	sys(__NR_close, fd);
-}
-
-static s64 now(void)
-{
-	struct timespec_ t = {0};
-
-	sys(__NR_clock_gettime, CLOCK_REALTIME_, &t);
-	return t.sec * 1000000000 + t.nsec;
-}
-
 static void drop_stash(void)
 {
 	while (stash.n)
@@ -68,107 +40,16 @@ static void drop_stash(void)
 	stash.error = 0;
 }
 
-/* ---- children ---- */
-
-static int same_id(const char *a, const char *b)
+void leave_conversation(void)
 {
-	for (int i = 0; i < ID_SIZE; i++)
-		if (a[i] != b[i])
-			return 0;
-	return 1;
-}
-
-static struct child *find(const char *id)
-{
-	for (u32 i = 0; i < nchildren; i++)
-		if (children[i].state != FREE && same_id(children[i].id, id))
-			return &children[i];
-	return NULL;
-}
-
-static struct child *free_slot(void)
-{
-	for (u32 i = 0; i < nchildren; i++)
-		if (children[i].state == FREE)
-			return &children[i];
-	return nchildren < MAX_CHILDREN ? &children[nchildren++] : NULL;
-}
-
-/* Reap everything that ended: our children, whose end is kept for the node,
- * and the orphans the kernel gave us, which nobody asks about. */
-static void reap(void)
-{
-	s32 status, pid;
-
-	while ((pid = (s32)sys(__NR_wait4, -1, &status, WNOHANG | __WALL, NULL)) > 0) {
-		for (u32 i = 0; i < nchildren; i++) {
-			struct child *c = &children[i];
-
-			if (c->state != RUNNING || c->pid != pid)
-				continue;
-			c->state = EXITED;
-			c->status = status;
-			c->finished = now();
-			break;
-		}
-	}
-}
-
-static int release(const char *id)
-{
-	struct child *c = find(id);
-
-	if (!c)
-		return ENOENT;
-	if (c->state == RUNNING)
-		return EBUSY;
-	while (c->nkeep)
-		close_fd(c->keep[--c->nkeep]);
-	c->state = FREE;
-	return 0;
-}
-
-/* ---- recipes ---- */
-
-/* Map the recipe, check all of it, carry it out. Returns 0, or an errno and
- * the step it belongs to. */
-static int carry_out(int recipe, const int *fds, u32 nfds, int report, u32 *step)
-{
-	long size = sys(__NR_lseek, recipe, 0, SEEK_END_), blob;
-	int error;
-
-	*step = REPORT_RECIPE;
-	if (size <= 0)
-		return EINVAL;
-	blob = sys(__NR_mmap, NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE, recipe, 0);
-	if (is_error(blob))
-		return (int)-blob;
-	error = recipe_check((void *)blob, (u64)size, nfds);
-	if (!error)
-		error = recipe_run((void *)blob, fds, report, step);
-	sys(__NR_munmap, blob, size);
-	return error;
-}
-
-/* What a new child does: become what the recipe says, or report and end. */
-static void become(int recipe, int report, const int *fds, u32 nfds)
-{
-	struct report r = {0};
-	u64 none = 0;
-
-	close_fd(LISTENER);     /* so that they end with pause itself */
+	close_fd(LISTENER);
 	close_fd(conn);
-	sys(__NR_rt_sigprocmask, SIG_SETMASK_, &none, NULL, sizeof none);
-	sys(__NR_prlimit64, 0, RLIMIT_NOFILE_, &files, NULL);
-	r.error = (u32)carry_out(recipe, fds, nfds, report, &r.step);
-	if (r.error == 0)       /* ran off its end without execve */
-		r = (struct report){REPORT_RECIPE, ENOEXEC};
-	sys(__NR_write, report, &r, sizeof r);
-	sys(__NR_exit_group, 127);
 }
 
-/* pause's own recipe: empty root, sysctls. Whatever it leaves open
- * is closed. Only then can anybody else connect. */
+/* ---- requests ---- */
+
+/* pause's own recipe: empty root, sysctls. Whatever it leaves open is closed.
+ * Only then can anybody else connect. */
 static int setup(u32 *step)
 {
 	long ret;
@@ -182,60 +63,10 @@ static int setup(u32 *step)
 	if (error)
 		return error;
 	stash.n = 0;
-	sys(__NR_close_range, self + 1, ~0u, 0);
+	sys(__NR_close_range, last + 1, ~0u, 0);
 	ret = sys(__NR_listen, LISTENER, 16);
 	ready = !is_error(ret);
 	return (int)-ret;
-}
-
-static const u64 NAMESPACES = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC |
-			      CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET;
-
-/* Clone a child. Descriptors: recipe, report, [pidns], [cgroup], the recipe's,
- * those to keep. The last are the only ones that stay with us. */
-static int spawn(const struct request *r, int *pidfd, s64 *started)
-{
-	struct clone_args a = {.flags = r->cloneflags | CLONE_PIDFD, .exit_signal = SIG_CHLD, .pidfd = (u64)pidfd};
-	u32 first = 2 + !!(r->flags & SPAWN_PIDNS) + !!(r->flags & SPAWN_CGROUP);
-	struct child *c;
-	long pid;
-
-	if (!ready || r->cloneflags & ~NAMESPACES || r->flags & ~(SPAWN_PIDNS | SPAWN_CGROUP) ||
-	    r->nkeep > MAX_KEEP || stash.n < first + r->nkeep || !r->id[0])
-		return EINVAL;
-	if (find(r->id))
-		return EEXIST;
-	if (!(c = free_slot()))
-		return ENOSPC;
-	if (r->flags & SPAWN_CGROUP) {
-		a.flags |= CLONE_INTO_CGROUP;
-		a.cgroup = (u64)stash.fd[first - 1];
-	}
-	if (r->flags & SPAWN_PIDNS || away) {
-		int ns = r->flags & SPAWN_PIDNS ? stash.fd[2] : self;
-		long ret = sys(__NR_setns, ns, CLONE_NEWPID);
-
-		if (is_error(ret))
-			return (int)-ret;
-		away = ns != self;
-	}
-	*started = now();
-	pid = sys(__NR_clone3, &a, sizeof a);
-	if (pid == 0)
-		become(stash.fd[0], stash.fd[1], stash.fd + first, stash.n - first - r->nkeep);
-	if (away && !is_error(sys(__NR_setns, self, CLONE_NEWPID)))
-		away = 0;
-	if (is_error(pid))
-		return (int)-pid;
-
-	c->state = RUNNING;
-	c->pid = (s32)pid;
-	c->started = *started;
-	__builtin_memcpy(c->id, r->id, ID_SIZE);
-	stash.n -= r->nkeep;
-	for (c->nkeep = 0; (u32)c->nkeep < r->nkeep; c->nkeep++)
-		c->keep[c->nkeep] = stash.fd[stash.n + (u32)c->nkeep];
-	return 0;
 }
 
 /* ---- the connection ---- */
@@ -256,17 +87,26 @@ static void hang_up(void)
 			children[i].state = EXITED;
 }
 
+/* Only who is what our creator was may speak: the same uid and, where we have a
+ * PID namespace, outside of it (0), so that no container of ours ever may. */
+static int is_node(int fd)
+{
+	struct ucred_ peer = {0};
+	u32 len = sizeof peer;
+
+	return !is_error(sys(__NR_getsockopt, fd, SOL_SOCKET_, SO_PEERCRED_, &peer, &len)) &&
+	       peer.uid == creator.uid && !peer.pid == !creator.pid;
+}
+
 /* A new connection replaces the old: a node that was restarted doesn't wait
  * for its predecessor's socket to be closed. */
 static void accept_node(void)
 {
-	struct ucred_ peer = {0};
-	u32 len = sizeof peer;
 	long fd = sys(__NR_accept4, LISTENER, NULL, NULL, O_CLOEXEC_ | O_NONBLOCK_);
 
 	if (is_error(fd))
 		return;
-	if (is_error(sys(__NR_getsockopt, fd, SOL_SOCKET_, SO_PEERCRED_, &peer, &len)) || peer.uid != creator) {
+	if (!is_node((int)fd)) {
 		close_fd((int)fd);
 		return;
 	}
@@ -324,8 +164,11 @@ static void tell_child(u32 type, u32 serial, const struct child *c)
 	if (c->state == RUNNING) {
 		long pidfd = sys(__NR_pidfd_open, c->pid, 0);
 
-		if (!is_error(pidfd))
-			out.fd[out.own++] = (int)pidfd;
+		if (is_error(pidfd)) {
+			m->error = (u32)-pidfd;
+			return;
+		}
+		out.fd[out.own++] = (int)pidfd;
 	}
 	out.nfds = out.own;
 	for (int i = 0; i < c->nkeep; i++)
@@ -381,9 +224,12 @@ static void serve(const struct request *r)
 	} else if (r->type == SETUP) {
 		m->error = (u32)setup(&m->step);
 	} else if (r->type == SPAWN) {
-		m->error = (u32)spawn(r, &pidfd, &m->started);
-		if (!m->error)
-			out.fd[out.nfds++] = pidfd, out.own = 1;
+		m->error = ready ? (u32)spawn(r, stash.fd, stash.n, &pidfd, &m->started) : EINVAL;
+		if (!m->error) {
+			stash.n -= r->nkeep;    /* they are the child's now */
+			out.fd[out.nfds++] = pidfd;
+			out.own = 1;
+		}
 	} else if (r->type == RELEASE) {
 		m->error = (u32)release(r->id);
 	} else if (r->type == LIST) {
@@ -469,9 +315,7 @@ static void be_born(void)
 {
 	u64 all = ~0ull, heard = 1ull << (SIG_CHLD - 1) | 1ull << (SIG_TERM - 1) | 1ull << (SIG_INT - 1);
 	struct sigaction_ dfl = {0};
-	struct rlimit_ most;
-	struct ucred_ peer = {0};
-	u32 len = sizeof peer;
+	u32 len = sizeof creator;
 
 	/* Every signal but SIGKILL and SIGSTOP waits; three are heard. Children
 	 * get an empty mask and default handlers. */
@@ -483,16 +327,11 @@ static void be_born(void)
 	sys(__NR_prctl, PR_SET_NAME, "pause");
 	sys(__NR_prctl, PR_SET_CHILD_SUBREAPER, 1);
 	sys(__NR_close_range, LISTENER, ~0u, CLOSE_RANGE_CLOEXEC);
-	sys(__NR_prlimit64, 0, RLIMIT_NOFILE_, NULL, &files);
-	most = (struct rlimit_){files.max, files.max};
-	sys(__NR_prlimit64, 0, RLIMIT_NOFILE_, &most, NULL);
-
 	conn = CREATOR;
 	signals = (int)sys(__NR_signalfd4, -1, &heard, sizeof heard, O_CLOEXEC_ | O_NONBLOCK_);
-	self = (int)sys(__NR_pidfd_open, sys(__NR_getpid), 0);
-	if (signals < 0 || self < 0 || is_error(sys(__NR_getsockopt, conn, SOL_SOCKET_, SO_PEERCRED_, &peer, &len)))
+	last = children_init();
+	if (signals < 0 || last < 0 || is_error(sys(__NR_getsockopt, conn, SOL_SOCKET_, SO_PEERCRED_, &creator, &len)))
 		sys(__NR_exit_group, 1);
-	creator = peer.uid;
 }
 
 static void live(void)

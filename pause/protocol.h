@@ -28,7 +28,7 @@ struct request {
 
 struct message {
 	u32 type, serial;       /* serial: the request's; 0 for EXIT */
-	u32 error, step;        /* RESULT: errno; SETUP: the recipe's failed step */
+	u32 error, step;        /* RESULT, CHILD: errno; SETUP: the recipe's failed step */
 	u32 magic, version;     /* RESULT of HELLO */
 	u32 oldest, limit;      /* RESULT of HELLO: oldest version understood; children at most */
 	u32 exited;             /* CHILD */

@@ -2,7 +2,9 @@ package pause
 
 import (
 	"fmt"
+	"os"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -127,6 +129,52 @@ func BenchmarkSpawnExitRelease(b *testing.B) {
 		p.Pidfd.Close()
 		if err := c.Release(b.Context(), "x"); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// What a pod costs in memory, beside the app's own: pause with its page tables
+// aside (PSS), and the node's share of the connection. The containers of the
+// pods are one sleeping process each.
+func BenchmarkMemory(b *testing.B) {
+	const pods = 100
+	heap := func() uint64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapInuse + m.StackInuse
+	}
+	recipe := new(blob)
+	recipe.exec("/bin/sleep", "1000")
+	for b.Loop() {
+		before := heap()
+		conns := make([]*Conn, pods)
+		for i := range conns {
+			conns[i] = start(b, Config{})
+			p, err := conns[i].Spawn(b.Context(), SpawnRequest{ID: "x", Recipe: recipe})
+			if err != nil {
+				b.Fatal(err)
+			}
+			p.Pidfd.Close()
+		}
+		b.ReportMetric(float64(heap()-before)/pods/1024, "KB-node/pod")
+		pss := 0
+		for _, c := range conns {
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", c.PID()))
+			if err != nil {
+				b.Fatal(err)
+			}
+			_, rest, _ := strings.Cut(string(text), "\nPss:")
+			var kb int
+			if _, err := fmt.Sscan(rest, &kb); err != nil {
+				b.Fatal(err)
+			}
+			pss += kb
+		}
+		b.ReportMetric(float64(pss)/pods, "KB-pause/pod")
+		for _, c := range conns {
+			end(b, c)
 		}
 	}
 }

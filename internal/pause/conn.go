@@ -47,11 +47,24 @@ type Exit struct {
 
 // call is a request waiting for its answer.
 type call struct {
+	serial   uint32
 	done     chan struct{} // closed when reply (or err) is there
 	reply    *message
 	files    []*os.File // that came with the reply
 	children []Child    // answers to LIST
 	err      error
+}
+
+// close closes what came with the answer.
+func (call *call) close() {
+	closeAll(call.files)
+	for i := range call.children {
+		ch := &call.children[i]
+		if ch.Pidfd != nil {
+			ch.Pidfd.Close()
+		}
+		closeAll(ch.Keep)
+	}
 }
 
 // newConn takes over sock, a connection to p.
@@ -242,15 +255,6 @@ type Child struct {
 	StartedAt, FinishedAt time.Time
 }
 
-func (ch *Child) close() {
-	if ch.Pidfd != nil {
-		ch.Pidfd.Close()
-	}
-	for _, f := range ch.Keep {
-		f.Close()
-	}
-}
-
 // Children returns what pause holds. The files are the caller's to close.
 func (c *Conn) Children(ctx context.Context) ([]Child, error) {
 	call, err := c.do(ctx, request{Type: typeList}, nil)
@@ -263,9 +267,7 @@ func (c *Conn) Children(ctx context.Context) ([]Child, error) {
 			continue
 		}
 		if ch.PID, err = fileNumber(ch.Pidfd, pidOf); err != nil {
-			for j := range call.children {
-				call.children[j].close()
-			}
+			call.close()
 			return nil, fmt.Errorf("process of %s: %w", ch.ID, err)
 		}
 	}

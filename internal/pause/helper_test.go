@@ -251,3 +251,10 @@ func eventually(t testing.TB, what string, ok func() bool) {
 		}
 	}
 }
+
+func (ch *Child) close() {
+	if ch.Pidfd != nil {
+		ch.Pidfd.Close()
+	}
+	closeAll(ch.Keep)
+}

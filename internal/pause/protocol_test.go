@@ -340,7 +340,10 @@ func TestVersions(t *testing.T) {
 func TestNonsense(t *testing.T) {
 	id := func(s string) (b [idSize]byte) { copy(b[:], s); return b }
 	for name, answer := range map[string]func(request) []message{
-		"unknown type":    func(r request) []message { return []message{{Type: 7, Serial: r.Serial}} },
+		"unknown type": func(r request) []message { return []message{{Type: 7, Serial: r.Serial}} },
+		"child, error": func(r request) []message {
+			return []message{{Type: typeChild, Serial: r.Serial, Error: uint32(unix.EMFILE)}, {Type: typeResult, Serial: r.Serial}}
+		},
 		"child, no pidfd": func(r request) []message { return []message{{Type: typeChild, Serial: r.Serial}} },
 	} {
 		c := fakePause(t, answer)

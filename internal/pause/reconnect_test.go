@@ -364,9 +364,13 @@ func TestNodeKilledBeforeSetup(t *testing.T) {
 
 // ---- a stranger at the socket ----
 
-// playStranger connects as another user and waits for pause to hang up.
+// playStranger connects to a socket as a user and waits for pause to hang up.
 func playStranger(args []string) error {
-	if err := syscall.Setresuid(1234, 1234, 1234); err != nil {
+	uid, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	if err := syscall.Setresuid(uid, uid, uid); err != nil {
 		return err
 	}
 	s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET, 0)
@@ -404,7 +408,7 @@ func TestStranger(t *testing.T) {
 	if err := os.Chmod(sock, 0o666); err != nil {
 		t.Fatal(err)
 	}
-	cmd := role(t, "stranger", sock)
+	cmd := role(t, "stranger", sock, "1234")
 	exe, err := os.ReadFile(cmd.Path)
 	if err != nil {
 		t.Fatal(err)
@@ -415,6 +419,11 @@ func TestStranger(t *testing.T) {
 	}
 	if out, err := cmd.Output(); string(out) != "turned away\n" {
 		t.Errorf("stranger: %q, %v", out, err)
+	}
+	// Nor may a container that the socket was mounted into, as root.
+	got := runs(t, c, SpawnRequest{ID: "x"}, fmt.Sprintf("PAUSE_TEST_ROLE=stranger exec %s %s 0", cmd.Path, sock))
+	if got != "turned away" {
+		t.Errorf("stranger in a container: %q", got)
 	}
 	noChildren(t, c) // and the node's connection still stands
 }

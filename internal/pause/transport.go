@@ -21,6 +21,10 @@ func (c *Conn) do(ctx context.Context, req request, files []*os.File) (*call, er
 		return nil, err
 	}
 	if err := c.wait(ctx, call); err != nil {
+		c.mu.Lock()
+		delete(c.calls, call.serial)
+		c.mu.Unlock()
+		call.close()
 		return nil, err
 	}
 	return call, nil
@@ -59,13 +63,13 @@ func (c *Conn) send(ctx context.Context, req request, files []*os.File) (*call, 
 		return nil, c.err
 	}
 	c.serial++
-	req.Serial = c.serial
-	c.calls[req.Serial] = call
+	call.serial, req.Serial = c.serial, c.serial
+	c.calls[call.serial] = call
 	c.mu.Unlock()
 
 	if err := c.write(ctx, req, fds); err != nil {
 		c.mu.Lock()
-		delete(c.calls, req.Serial)
+		delete(c.calls, call.serial)
 		c.mu.Unlock()
 		return nil, err
 	}
@@ -205,6 +209,10 @@ func (c *Conn) receive(b []byte, files []*os.File) error {
 	case call == nil: // given up
 		closeAll(files)
 	case m.Type == typeChild:
+		if m.Error != 0 {
+			call.err = errors.Join(call.err, fmt.Errorf("pidfd of %s: %w", m.id(), unix.Errno(m.Error)))
+			break
+		}
 		child, err := m.child(files)
 		if err != nil {
 			return err
@@ -279,9 +287,6 @@ func (c *Conn) fail(err error) {
 	c.err = err
 	for serial, call := range c.calls {
 		delete(c.calls, serial)
-		for i := range call.children {
-			call.children[i].close()
-		}
 		call.err = err
 		close(call.done)
 	}

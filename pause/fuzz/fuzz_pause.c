@@ -6,6 +6,7 @@
  * those are open that pause has a right to.
  */
 #include "../interp.c"
+#include "../child.c"
 #include "../pause.c"
 
 #include <setjmp.h>
