@@ -66,7 +66,7 @@ func (n *node) draw(w io.Writer, indent string) error {
 func (p *Pod) Tree(w io.Writer, now time.Time, recipes bool) error {
 	root := &node{}
 	p.addNetwork(root)
-	addCgroup(root, p.Cgroup)
+	addCgroup(root, p.Cgroup, nil)
 	if p.Pause == nil {
 		root.add("pause  is gone")
 	}
@@ -76,12 +76,12 @@ func (p *Pod) Tree(w io.Writer, now time.Time, recipes bool) error {
 		addNamespaces(parent, p.Pause)
 	}
 	for _, c := range p.Containers {
-		c.add(parent, now)
+		c.add(parent, p.Cgroup, now)
 	}
 	if p.Pause != nil {
 		addChildren(parent, "orphan", p.Pause.Children)
 	}
-	_, err := fmt.Fprintf(w, "pod %s/%s  %s, %s  (sandbox %.13s, uid %s)\n", p.Namespace, p.Name, p.State, since(p.CreatedAt, now), p.SandboxID, p.UID)
+	_, err := fmt.Fprintf(w, "pod %s/%s  %s, %s  (sandbox %s, uid %s)\n", p.Namespace, p.Name, p.State, since(p.CreatedAt, now), shortID(p.SandboxID), p.UID)
 	if err != nil {
 		return err
 	}
@@ -119,11 +119,19 @@ func (p *Pod) addNetwork(root *node) {
 	}
 }
 
-func addCgroup(parent *node, c *Cgroup) {
+// addCgroup adds a control group; in is the group it lies in, whose path is
+// not said again.
+func addCgroup(parent *node, c, in *Cgroup) {
 	if c == nil {
 		return
 	}
-	k := parent.add("cgroup  %s", c.Path)
+	path := c.Path
+	if in != nil {
+		if rest, ok := strings.CutPrefix(path, in.Path+"/"); ok {
+			path = "…/" + shortID(rest)
+		}
+	}
+	k := parent.add("cgroup  %s", path)
 	memory := progress.Bytes(int64(c.MemoryBytes))
 	if c.MemoryLimit > 0 {
 		memory += " of " + progress.Bytes(int64(c.MemoryLimit))
@@ -184,7 +192,7 @@ func addNamespaces(parent *node, p *Process) {
 	parent.add("namespaces").table(rows)
 }
 
-func (c *Container) add(parent *node, now time.Time) {
+func (c *Container) add(parent *node, in *Cgroup, now time.Time) {
 	text := fmt.Sprintf("container %s  %s", c.Name, c.State)
 	switch c.State {
 	case "Running":
@@ -199,16 +207,20 @@ func (c *Container) add(parent *node, now time.Time) {
 	if c.Attempt > 0 {
 		text += fmt.Sprintf(", restart %d", c.Attempt)
 	}
-	k := parent.add("%s  (%.13s)", text, c.ID)
+	k := parent.add("%s  (%s)", text, shortID(c.ID))
 	k.add("image  %s", c.Image)
 	if c.Process == nil {
 		return
 	}
 	addChildren(k.add("%s", c.Process.words()), "", c.Process.Children)
 	addNamespaces(k, c.Process)
-	addCgroup(k, c.Cgroup)
+	addCgroup(k, c.Cgroup, in)
 	var rows [][]string
 	for _, m := range c.Mounts {
+		// The controllers of cgroup v1, one mount each, say nothing new.
+		if strings.HasPrefix(m.Target, "/sys/fs/cgroup/") {
+			continue
+		}
 		access := "rw"
 		if m.ReadOnly {
 			access = "ro"
@@ -235,6 +247,9 @@ func addChildren(parent *node, what string, kids []Process) {
 		addChildren(k, "", kid.Children)
 	}
 }
+
+// shortID is as much of an ID as people read.
+func shortID(id string) string { return id[:min(len(id), 13)] }
 
 // since is a duration in Kubernetes' short form.
 func since(t, now time.Time) string {

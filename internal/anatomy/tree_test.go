@@ -44,6 +44,7 @@ func demo() *Pod {
 				Mounts: []Mount{
 					{Target: "/", Type: "overlay", Origin: "image localhost/unipod-demo:1, with a writable layer of its own"},
 					{Target: "/proc", Type: "proc", Origin: "of the container's PID namespace"},
+					{Target: "/sys/fs/cgroup/memory", Type: "cgroup", Origin: "the container's cgroup"},
 					{Target: "/www", Type: "tmpfs", Origin: "emptyDir www", Source: "/var/lib/unipod/pods/b3d0/volumes/kubernetes.io~empty-dir/www"},
 					{Target: "/page", Type: "ext4", ReadOnly: true, Origin: "configMap page", Source: "/var/lib/unipod/pods/b3d0/volumes/kubernetes.io~configmap/page"},
 				},

@@ -107,14 +107,15 @@ func (t *talk) status(pod *v1.Pod) []string {
 	var lines []string
 	for _, s := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
 		for _, end := range []*v1.ContainerStateTerminated{s.LastTerminationState.Terminated, s.State.Terminated} {
-			if end == nil || t.ends[endKey(pod, s.Name, end)] {
+			// What never ran has no end to tell.
+			if end == nil || t.ends[endKey(pod, s.Name, end)] || end.ContainerID == "" && end.Reason == "ContainerStatusUnknown" {
 				continue
 			}
 			t.ends[endKey(pod, s.Name, end)] = true
 			lines = append(lines, t.prefix(pod.UID, s.Name, "·")+t.end(end))
 		}
 	}
-	if phase := phaseWords(pod); phase != t.phase[pod.UID] {
+	if phase := phaseWords(pod); phase != "" && phase != t.phase[pod.UID] {
 		t.phase[pod.UID] = phase
 		if pod.Status.Phase == v1.PodFailed {
 			phase = t.paint(red, phase)
@@ -157,8 +158,8 @@ func (t *talk) end(end *v1.ContainerStateTerminated) string {
 func phaseWords(pod *v1.Pod) string {
 	text := string(pod.Status.Phase)
 	switch pod.Status.Phase {
-	case "", v1.PodUnknown:
-		return text
+	case v1.PodPending: // as every pod begins: what it waits for is said apart
+		return ""
 	case v1.PodRunning:
 		if ready(pod) {
 			text += ", ready"

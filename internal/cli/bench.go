@@ -1,0 +1,148 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"unipod.dev/unipod/internal/bench"
+	"unipod.dev/unipod/internal/node"
+)
+
+type benchFlags struct {
+	opts     bench.Options
+	endpoint string
+	alone    bool
+	format   string
+}
+
+func newBench(g *global) *cobra.Command {
+	f := benchFlags{opts: bench.Options{Pods: 50, Burst: 100, Parallel: 8, Hold: 20, Image: bench.ImageName}}
+	cmd := &cobra.Command{
+		Use:   "bench",
+		Short: "Measure how fast pods are on this machine",
+		Long: `Measure how fast pods start, are entered and end on this machine, beside the
+floor (the bare system calls a pod can't do without, made in the same run) and
+beside containerd and podman where they are installed.
+
+The pods run busybox, from an image made on the spot. They and the image are
+removed again. With --endpoint the runtime behind any CRI socket is measured
+instead of unipod; --image must then be there, with sleep and true in it.`,
+		Example: `  unipod bench
+  unipod bench --pods 200 --alone -o json > figures.json
+  unipod bench --endpoint /run/crio/crio.sock --image docker.io/library/busybox:1`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f.opts.Pods < 1 || f.opts.Parallel < 1 || f.opts.Burst < 0 || f.opts.Hold < 0 {
+				return usage("--pods and --parallel must be at least 1, --burst and --hold not negative")
+			}
+			return g.bench(cmd, f)
+		},
+	}
+	fl := cmd.Flags()
+	fl.IntVar(&f.opts.Pods, "pods", f.opts.Pods, "pods to start one after another")
+	fl.IntVar(&f.opts.Burst, "burst", f.opts.Burst, "pods to start --parallel at a time; 0 for none")
+	fl.IntVar(&f.opts.Parallel, "parallel", f.opts.Parallel, "pods to start at the same time")
+	fl.IntVar(&f.opts.Hold, "hold", f.opts.Hold, "pods to hold for the memory figure; 0 for none")
+	fl.StringVar(&f.endpoint, "endpoint", "", "measure the runtime behind this CRI socket")
+	fl.StringVar(&f.opts.Image, "image", f.opts.Image, "image to run, with --endpoint")
+	fl.BoolVar(&f.alone, "alone", false, "no peers, only unipod and the floor")
+	outputFlag(cmd, &f.format)
+	return cmd
+}
+
+func (g *global) bench(cmd *cobra.Command, f benchFlags) error {
+	if err := needRoot(); err != nil {
+		return err
+	}
+	ctx, stop := interruptible(cmd.Context())
+	defer stop()
+	say := func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...) }
+	report := &bench.Report{When: time.Now(), Machine: machineWords(), Options: f.opts}
+	say("measuring the floor")
+	var err error
+	if report.Floor, err = bench.MeasureFloor(ctx, f.opts.Pods); err != nil {
+		return err
+	}
+	archive, err := bench.BuildImage()
+	if err != nil {
+		return err
+	}
+	var failed error
+	for _, subject := range []struct {
+		name string
+		do   func() (*bench.Figures, error)
+	}{
+		{"unipod", func() (*bench.Figures, error) { return g.benchSelf(ctx, archive, f) }},
+		{"containerd", func() (*bench.Figures, error) { return bench.Containerd(ctx, archive, f.opts) }},
+		{"podman", func() (*bench.Figures, error) { return bench.Podman(ctx, archive, f.opts) }},
+	} {
+		if subject.name != "unipod" && (f.alone || f.endpoint != "") {
+			continue
+		}
+		say("measuring %s", subject.name)
+		figures, err := subject.do()
+		if err != nil {
+			failed = errors.Join(failed, fmt.Errorf("%s: %w", subject.name, err))
+		}
+		if figures == nil && err == nil {
+			say("  not installed")
+		}
+		if figures != nil {
+			report.Runtimes = append(report.Runtimes, figures)
+		}
+	}
+	return errors.Join(failed, write(cmd.OutOrStdout(), f.format, report, func(w io.Writer) error { return report.Table(w) }))
+}
+
+// benchSelf measures unipod, or the runtime behind --endpoint.
+func (g *global) benchSelf(ctx context.Context, archive []byte, f benchFlags) (_ *bench.Figures, err error) {
+	if f.endpoint != "" {
+		s, closer, err := bench.Dial(ctx, filepath.Base(f.endpoint), f.endpoint)
+		if err != nil {
+			return nil, err
+		}
+		defer closer()
+		return bench.Measure(ctx, s, f.opts)
+	}
+	n, err := g.openNode(ctx)
+	if err != nil {
+		return nil, err
+	}
+	last := context.WithoutCancel(ctx)
+	defer func() { err = errors.Join(err, n.Close(last)) }()
+	if _, err := n.Images().Load(ctx, bytes.NewReader(archive), "", nil); err != nil {
+		return nil, err
+	}
+	defer func() {
+		_, rerr := n.Images().Remove(last, bench.ImageName)
+		err = errors.Join(err, rerr)
+	}()
+	s := bench.Subject{Name: "unipod", Service: n.CRI(), PID: os.Getpid()}
+	if !n.InProcess() {
+		remote, closer, err := bench.Dial(ctx, "unipod", filepath.Join(n.Run(), node.SocketName))
+		if err != nil {
+			return nil, err
+		}
+		defer closer()
+		s = remote
+	}
+	return bench.Measure(ctx, s, f.opts)
+}
+
+// machineWords names the machine by what matters to the figures.
+func machineWords() string {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "unknown machine"
+	}
+	return fmt.Sprintf("Linux %s %s, %d cores", unix.ByteSliceToString(u.Release[:]), unix.ByteSliceToString(u.Machine[:]), runtime.NumCPU())
+}

@@ -1,0 +1,182 @@
+// Package cli is unipod's command line: commands, flags, tables and exit
+// codes. It decides nothing about pods; each command turns its arguments into
+// calls of the floors below and their answers into text.
+//
+// It promises that standard output holds only what was asked for (so that it
+// can be piped), that everything else goes to standard error, and that the
+// exit code says how it went; see [Main].
+//
+// Floor: 11, over everything but the main function.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes besides those of containers.
+const (
+	exitFailure = 1 // it was tried and failed
+	exitUsage   = 2 // arguments or manifests are wrong; nothing was tried
+)
+
+// A codeError ends the program with its code; a nil err says nothing more.
+type codeError struct {
+	code int
+	err  error
+}
+
+func (e *codeError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *codeError) Unwrap() error { return e.err }
+
+func usage(format string, args ...any) error {
+	return &codeError{exitUsage, fmt.Errorf(format, args...)}
+}
+
+// Main runs the command line and returns the exit code: 0 when it went well,
+// 2 when the arguments or manifests are wrong, else 1, or what the command
+// documents (play and exec return the code of a container, and 128 plus the
+// signal's number when a signal ended them).
+func Main(args []string) int {
+	root := newRoot()
+	root.SetArgs(args)
+	err := root.ExecuteContext(context.Background())
+	if err == nil {
+		return 0
+	}
+	var code *codeError
+	if !errors.As(err, &code) {
+		code = &codeError{exitFailure, err}
+	}
+	if code.err != nil {
+		printError(root.ErrOrStderr(), code.err)
+	}
+	return code.code
+}
+
+// printError prints each of several joined errors on a line of its own.
+func printError(w io.Writer, err error) {
+	var joined interface{ Unwrap() []error }
+	if errors.As(err, &joined) && err.Error() == errors.Join(joined.Unwrap()...).Error() {
+		for _, e := range joined.Unwrap() {
+			printError(w, e)
+		}
+		return
+	}
+	fmt.Fprintf(w, "error: %s\n", err)
+}
+
+// global are the flags of every command.
+type global struct {
+	root, run string
+	debug     bool
+}
+
+func newRoot() *cobra.Command {
+	g := &global{}
+	cmd := &cobra.Command{
+		Use:   "unipod",
+		Short: "Run Kubernetes Pods on one Linux machine",
+		Long: `unipod runs Kubernetes Pods on one Linux machine, without a cluster.
+
+  unipod play web.yaml         run the pods of a manifest until they end or Ctrl-C
+  unipod anatomy web           show what a running pod is made of
+  unipod serve                 be the node: pods outlive the commands
+
+Exit codes: 0 it went well; 1 it failed; 2 the arguments or manifests are
+wrong, and nothing was done. play and exec return a container's own code.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+			g.logging(cmd.ErrOrStderr())
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	f := cmd.PersistentFlags()
+	f.StringVar(&g.root, "root", env("UNIPOD_ROOT", "/var/lib/unipod"), "directory of what survives a reboot: images, volumes, logs ($UNIPOD_ROOT)")
+	f.StringVar(&g.run, "run", env("UNIPOD_RUN", "/run/unipod"), "directory of what doesn't: records and sockets ($UNIPOD_RUN)")
+	f.BoolVar(&g.debug, "debug", false, "log what the node does, to standard error")
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		return usage("%w (--help explains)", err)
+	})
+	cmd.CompletionOptions.HiddenDefaultCmd = true
+	cmd.AddCommand(
+		newPlay(g), newServe(g), newPs(g), newLogs(g), newExec(g), newAnatomy(g), newImage(g), newBench(g), newVersion(),
+	)
+	for _, c := range commands(cmd) {
+		c.Args = usageArgs(c.Args)
+	}
+	return cmd
+}
+
+// commands are all commands below cmd.
+func commands(cmd *cobra.Command) []*cobra.Command {
+	var all []*cobra.Command
+	for _, c := range cmd.Commands() {
+		all = append(append(all, c), commands(c)...)
+	}
+	return all
+}
+
+// usageArgs makes a wrong number of arguments an error of usage.
+func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
+	if check == nil {
+		check = cobra.NoArgs
+	}
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return usage("%s: %w\nusage: %s", cmd.CommandPath(), err, cmd.UseLine())
+		}
+		return nil
+	}
+}
+
+func env(name, def string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return def
+}
+
+// logging sets where the node's own log goes: nowhere below warnings, unless
+// asked for.
+func (g *global) logging(w io.Writer) {
+	level := slog.LevelWarn
+	if g.debug {
+		level = slog.LevelDebug
+	}
+	slog.SetDefault(slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level})))
+}
+
+// interruptible is a context that ends with the first SIGINT or SIGTERM; a
+// second ends the program.
+func interruptible(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-ctx.Done()
+		stop()
+	}()
+	return ctx, stop
+}
+
+func needRoot() error {
+	if os.Geteuid() != 0 {
+		return errors.New("unipod makes namespaces, mounts and control groups: run it as root")
+	}
+	return nil
+}

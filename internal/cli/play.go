@@ -1,0 +1,199 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	v1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+
+	"unipod.dev/unipod/internal/cri"
+	"unipod.dev/unipod/internal/engine"
+	"unipod.dev/unipod/internal/machine"
+	"unipod.dev/unipod/internal/manifest"
+	"unipod.dev/unipod/internal/play"
+	"unipod.dev/unipod/internal/progress"
+)
+
+type playFlags struct {
+	noColour, quiet, retry bool
+	since                  string
+}
+
+func newPlay(g *global) *cobra.Command {
+	var f playFlags
+	cmd := &cobra.Command{
+		Use:   "play FILE|DIR|-...",
+		Short: "Run the pods of manifests in the foreground",
+		Long: `Run the pods of manifests in the foreground: pull their images, start them, show
+what their containers say, and end when they end.
+
+Manifests are YAML or JSON with any number of Pods, ConfigMaps and Secrets, from
+files, directories (*.yaml, *.yml, *.json) or standard input ("-"). They are
+checked as the API server checks them; when anything is wrong with any of them,
+every error is listed and nothing is started.
+
+Ctrl-C ends the pods gracefully, each within its terminationGracePeriodSeconds;
+a second Ctrl-C kills them. Nothing of them is left behind.
+
+A pod that can't start (its image can't be pulled, a volume is missing, a port
+is taken) ends the play; --retry keeps trying instead, as kubelet does.
+
+Exit codes:
+  0    all pods succeeded (restartPolicy Never or OnFailure)
+  1    a pod couldn't start, or failed for no container's reason
+  2    the arguments or manifests are wrong; nothing was started
+  130  ended by Ctrl-C (143: by SIGTERM)
+  N    the code of the container that failed first`,
+		Example: `  # a pod, until Ctrl-C
+  unipod play pod.yaml
+
+  # everything in a directory; only what the containers say
+  unipod play -q ./manifests/
+
+  # a job: its exit code is the container's
+  kubectl get pod job -o yaml | unipod play -`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return g.play(cmd, args, f)
+		},
+	}
+	cmd.Flags().BoolVar(&f.noColour, "no-color", false, "no colours ($NO_COLOR)")
+	cmd.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "show only what the containers say")
+	cmd.Flags().StringVar(&f.since, "since", "", "leave out log lines before a time (RFC 3339) or older than a duration (10s)")
+	cmd.Flags().BoolVar(&f.retry, "retry", false, "keep trying with pods that can't start, as kubelet does")
+	return cmd
+}
+
+func (g *global) play(cmd *cobra.Command, paths []string, f playFlags) error {
+	since, err := parseSince(f.since, time.Now())
+	if err != nil {
+		return err
+	}
+	objects, err := manifest.Load(paths, cmd.InOrStdin())
+	if err != nil {
+		return &codeError{exitUsage, err}
+	}
+	if len(objects.Pods) == 0 {
+		return usage("%s: no Pod in it, nothing to play", strings.Join(paths, ", "))
+	}
+	screen := progress.NewScreen(os.Stdout, os.Stderr, f.noColour)
+	defer screen.Close()
+	// What the node logs goes between the pods' lines, not into them.
+	g.logging(screenWriter{screen})
+	for _, w := range objects.Warnings {
+		screen.Say("warning: %s", w)
+	}
+	// From here on signals end pods, not the program.
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+
+	code, err := g.playObjects(cmd.Context(), objects, play.Config{
+		Pods: objects.Pods, Screen: screen, Quiet: f.quiet, Since: since, Retry: f.retry, Signals: signals,
+	})
+	if code == 0 && err == nil {
+		return nil
+	}
+	if code == 0 {
+		code = exitFailure
+	}
+	return &codeError{code, err}
+}
+
+// screenWriter writes lines to a screen.
+type screenWriter struct{ *progress.Screen }
+
+func (w screenWriter) Write(b []byte) (int, error) {
+	w.Say("%s", strings.TrimSuffix(string(b), "\n"))
+	return len(b), nil
+}
+
+// playObjects plays on the running node or on one of its own.
+func (g *global) playObjects(ctx context.Context, objects *manifest.Objects, cfg play.Config) (code int, err error) {
+	n, err := g.openNode(ctx)
+	if err != nil {
+		return exitFailure, err
+	}
+	defer func() { err = errors.Join(err, n.Close(ctx)) }()
+	if err := play.Sweep(ctx, g.root, n.CRI()); err != nil {
+		return exitFailure, err
+	}
+	claim, err := play.NewClaim(g.root)
+	if err != nil {
+		return exitFailure, err
+	}
+	defer func() { err = errors.Join(err, claim.Release(ctx)) }()
+	for _, pod := range objects.Pods {
+		claim.Mark(pod)
+	}
+	service := n.CRI()
+	if !cfg.Quiet {
+		service = &pullsShown{Service: service, images: n.Images(), screen: cfg.Screen}
+	}
+	e, err := newEngine(service, g.root, engine.Config{
+		Dir: claim.PodsDir(), LogDir: claim.LogDir(), KeepLogs: true, Objects: objectSource{objects},
+	})
+	if err != nil {
+		return exitFailure, err
+	}
+	running, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- e.Run(running) }()
+	cfg.Engine, cfg.LogDir = e, claim.LogDir()
+	code, err = play.Run(ctx, cfg)
+	stop()
+	return code, errors.Join(err, <-done)
+}
+
+// newEngine completes cfg by what the machine is.
+func newEngine(service cri.Service, root string, cfg engine.Config) (*engine.Engine, error) {
+	var err error
+	if cfg.NodeName, err = machine.Name(); err != nil {
+		return nil, err
+	}
+	if cfg.Node, err = machine.Describe(root); err != nil {
+		return nil, err
+	}
+	cfg.CRI = service
+	return engine.New(cfg)
+}
+
+// objectSource gives the engine the ConfigMaps and Secrets of the manifests.
+type objectSource struct{ *manifest.Objects }
+
+func (o objectSource) ConfigMap(namespace, name string) (*v1.ConfigMap, error) {
+	if m, ok := o.ConfigMaps[types.NamespacedName{Namespace: namespace, Name: name}]; ok {
+		return m, nil
+	}
+	return nil, apierrors.NewNotFound(v1.Resource("configmaps"), name)
+}
+
+func (o objectSource) Secret(namespace, name string) (*v1.Secret, error) {
+	if s, ok := o.Secrets[types.NamespacedName{Namespace: namespace, Name: name}]; ok {
+		return s, nil
+	}
+	return nil, apierrors.NewNotFound(v1.Resource("secrets"), name)
+}
+
+// parseSince reads --since: a time or how long ago it was.
+func parseSince(s string, now time.Time) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(s); err == nil && d >= 0 {
+		return now.Add(-d), nil
+	}
+	if t, err := time.Parse(time.RFC3339, s); err == nil {
+		return t, nil
+	}
+	return time.Time{}, usage("--since %q: neither a duration such as 10s nor a time such as %s", s, fmt.Sprint(now.UTC().Format(time.RFC3339)))
+}

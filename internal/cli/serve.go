@@ -1,0 +1,129 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"unipod.dev/unipod/internal/engine"
+	"unipod.dev/unipod/internal/node"
+	"unipod.dev/unipod/internal/play"
+	"unipod.dev/unipod/internal/static"
+)
+
+type serveFlags struct {
+	only, manifests, bridge, ipv4, ipv6, cni string
+	cgroupDriver, cgroupParent               string
+}
+
+func newServe(g *global) *cobra.Command {
+	var f serveFlags
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Be the node: pods outlive the commands, and this process",
+		Long: `Be the node until a signal ends it: serve the CRI on cri.sock in --run, for
+kubelet, crictl and the other commands, and keep the pods of a directory of
+manifests running (what kubelet calls static pods).
+
+Pods don't notice when this process ends, is killed or upgraded: their parent is
+pause, and the next unipod serve adopts them.`,
+		Example: `  # a node for whatever is in /etc/unipod/manifests
+  unipod serve
+
+  # a container runtime for kubelet, and nothing else
+  unipod serve --only cri
+  kubelet --container-runtime-endpoint=unix:///run/unipod/cri.sock`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f.only != "" && f.only != "cri" {
+				return usage("--only %q: cri is what can be served alone", f.only)
+			}
+			if f.only == "cri" && cmd.Flags().Changed("manifests") {
+				return usage("--manifests needs the pod engine, which --only cri leaves out")
+			}
+			return g.serve(cmd, f)
+		},
+	}
+	fl := cmd.Flags()
+	fl.StringVar(&f.only, "only", "", "serve a part alone: cri")
+	fl.StringVar(&f.manifests, "manifests", "/etc/unipod/manifests", "directory of the pods to keep running")
+	fl.StringVar(&f.bridge, "bridge", "", "name of the pods' bridge (default unipod0)")
+	fl.StringVar(&f.ipv4, "ipv4", "", "the pods' IPv4 network (default 10.88.0.0/16)")
+	fl.StringVar(&f.ipv6, "ipv6", "", "the pods' IPv6 network")
+	fl.StringVar(&f.cni, "cni", "", "leave the network to the CNI configuration in this directory")
+	fl.StringVar(&f.cgroupDriver, "cgroup-driver", "", "cgroupfs or systemd (default: as the machine is managed)")
+	fl.StringVar(&f.cgroupParent, "cgroup-parent", "", "control group of pods that name none")
+	return cmd
+}
+
+func (g *global) serve(cmd *cobra.Command, f serveFlags) (err error) {
+	if err := needRoot(); err != nil {
+		return err
+	}
+	if !g.debug { // a node's log is its face
+		slog.SetDefault(slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)))
+	}
+	ctx, stop := interruptible(cmd.Context())
+	defer stop()
+	cfg := g.nodeConfig()
+	cfg.Bridge, cfg.IPv4, cfg.IPv6, cfg.CNI = f.bridge, f.ipv4, f.ipv6, f.cni
+	cfg.CgroupDriver, cfg.CgroupParent = f.cgroupDriver, f.cgroupParent
+	n, err := node.Open(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, n.Close(context.WithoutCancel(ctx))) }()
+	if err := play.Sweep(ctx, g.root, n.CRI()); err != nil {
+		slog.Warn("cleaning up after killed plays", "error", err)
+	}
+	slog.Info("serving the CRI", "socket", "unix://"+filepath.Join(n.Run(), node.SocketName))
+	if f.only == "cri" {
+		<-ctx.Done()
+		slog.Info("ending; pods keep running")
+		return nil
+	}
+	objects := &static.Objects{}
+	e, err := newEngine(n.CRI(), g.root, engine.Config{
+		Dir: filepath.Join(g.root, "pods"), LogDir: filepath.Join(g.root, "logs"), Objects: objects,
+	})
+	if err != nil {
+		return err
+	}
+	group, gctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return e.Run(gctx) })
+	group.Go(func() error {
+		return static.Run(gctx, static.Config{Dir: f.manifests, Engine: e, Objects: objects, Runtime: n.CRI()})
+	})
+	group.Go(func() error {
+		for ev := range e.Watch(gctx) {
+			logEvent(ev)
+		}
+		return nil
+	})
+	slog.Info("keeping pods running", "manifests", f.manifests)
+	err = group.Wait()
+	slog.Info("ending; pods keep running")
+	return err
+}
+
+// logEvent puts what the engine records into the node's log.
+func logEvent(ev engine.Event) {
+	if ev.Type != engine.Recorded || ev.Record == nil {
+		return
+	}
+	attrs := []any{"pod", fmt.Sprintf("%s/%s", ev.Pod.Namespace, ev.Pod.Name), "reason", ev.Record.Reason}
+	if ev.Record.Container != "" {
+		attrs = append(attrs, "container", ev.Record.Container)
+	}
+	text := strings.TrimSpace(ev.Record.Message)
+	if ev.Record.Type == "Warning" {
+		slog.Warn(text, attrs...)
+		return
+	}
+	slog.Info(text, attrs...)
+}
