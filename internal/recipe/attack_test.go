@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -563,8 +564,56 @@ func TestMountsStayInside(t *testing.T) {
 	}
 }
 
-// TestPauseIsOutOfReach: the processes of a user namespace pod can neither
-// trace pause nor look into its memory or root.
+// TestHostIsLeft: pause is started where all mounts are shared and the session
+// keyring holds a key; neither reaches the pod, nor the pod's mounts the host.
+func TestHostIsLeft(t *testing.T) {
+	requireRoot(t)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never unlocked: the thread ends with its namespace
+		check := func(err error) {
+			if err != nil {
+				t.Error(err)
+				runtime.Goexit()
+			}
+		}
+		check(unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS))
+		check(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")) // from the machine's
+		check(unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""))
+		_, err := unix.KeyctlJoinSessionKeyring("recipe-test")
+		check(err)
+		key, err := unix.AddKey("user", "recipe-test-key", []byte("secret"), unix.KEY_SPEC_SESSION_KEYRING)
+		check(err)
+		check(unix.KeyctlSetperm(key, 0x3f000000)) // for those who possess it only
+		if b := must(os.ReadFile("/proc/keys")); !bytes.Contains(b, []byte("recipe-test-key")) {
+			t.Errorf("the key isn't there to begin with:\n%s", b)
+		}
+		const table = "/proc/thread-self/mountinfo"
+		before := must(os.ReadFile(table))
+		for _, userns := range []bool{false, true} {
+			p := newPod(t, recipe.SandboxSpec{Hostname: "pod", ShmSize: 1 << 20, UserNS: userns}, podNamespaces)
+			var spec recipe.ContainerSpec
+			if userns {
+				spec = p.spec(mappedRootfs(t), "")
+				spec.UserNS, spec.Devpts = true, nil
+			} else {
+				root, _ := rootfs(t, nil)
+				spec = p.spec(root, "")
+			}
+			spec.Args[2] = "grep -c recipe-test-key /proc/keys; mount -t tmpfs seen /tmp; grep -e shared: -e master: /proc/self/mountinfo; true"
+			spec.MaskedPaths = nil
+			p.expect(spec, "0\n")
+			if after := must(os.ReadFile(table)); !bytes.Equal(before, after) {
+				t.Errorf("the host's mounts changed:\n%s\nwere:\n%s", after, before)
+			}
+		}
+	}()
+	<-done
+}
+
+// TestPauseIsOutOfReach: root with a container's usual capabilities can neither
+// look into pause's memory and descriptors nor enter its root.
 func TestPauseIsOutOfReach(t *testing.T) {
 	p := plainPod(t)
 	root, _ := rootfs(t, nil)

@@ -58,6 +58,11 @@ func TestIdentity(t *testing.T) {
 			pr.Bounding, pr.Permitted, pr.Effective, pr.Inheritable, pr.Ambient = chown|kill, kill, kill, kill, kill
 			pr.Seccomp = deny(unix.SYS_MKDIRAT)
 		}, "Umask: 0022\nUid: 1000 1000 1000 1000\nGid: 1001 1001 1001 1001\nGroups: 1001 2000\nCapInh: 20\nCapPrm: 20\nCapEff: 20\nCapBnd: 21\nCapAmb: 20\nNoNewPrivs: 0\nSeccomp: 2\n"},
+		{"user with ambient capabilities", func(pr *recipe.Process) {
+			user(pr)
+			pr.Bounding, pr.Permitted, pr.Effective, pr.Inheritable, pr.Ambient = chown|kill, kill|chown, kill, kill, kill
+			pr.NoNewPrivs = true
+		}, "Umask: 0022\nUid: 1000 1000 1000 1000\nGid: 1001 1001 1001 1001\nGroups: 1001 2000\nCapInh: 20\nCapPrm: 20\nCapEff: 20\nCapBnd: 21\nCapAmb: 20\nNoNewPrivs: 1\nSeccomp: 0\n"},
 		{"root with CAP_SYS_ADMIN, filtered", func(pr *recipe.Process) {
 			pr.Bounding, pr.Permitted, pr.Effective = admin, admin, admin
 			pr.Seccomp = deny(unix.SYS_MKDIRAT)
@@ -139,6 +144,19 @@ func TestReadonlyRootfs(t *testing.T) {
 		{Source: bind(t, file), Target: "/new/file", File: true},
 	}
 	p.expect(spec, "read-only\nx\ncontent\n/made/cwd\n")
+}
+
+// TestEmptyImage: an image may be one file.
+func TestEmptyImage(t *testing.T) {
+	p := plainPod(t)
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/sh", must(os.ReadFile("/bin/busybox")), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	spec := p.spec(bind(t, dir), "cd /; echo *; cd -")
+	spec.Args[0] = "/sh"
+	spec.Cwd, spec.ReadonlyRootfs = "/var/lib/app", true
+	p.expect(spec, "dev proc sh sys var\n/var/lib/app\n")
 }
 
 func TestMountsInOrder(t *testing.T) {
