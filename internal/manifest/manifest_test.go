@@ -152,12 +152,12 @@ func TestDirectoryAndStdin(t *testing.T) {
 
 func TestLimits(t *testing.T) {
 	big := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: big}\ndata:\n  a: " + strings.Repeat("x", maxDocument)
-	deep := strings.Repeat("[", maxDocument-1)
+	deep := strings.Repeat("[", 100000)
 	many := strings.Repeat("a\n---\n", maxDocuments+1)
 	// Every field is an error, and every error has to be found again.
 	var wide strings.Builder
 	wide.WriteString("apiVersion: v1\nkind: Pod\nspec:\n")
-	for i := 0; wide.Len() < maxDocument-100; i++ {
+	for i := 0; wide.Len() < 512<<10; i++ {
 		fmt.Fprintf(&wide, "  a%d: 1\n", i)
 	}
 	_, err := loader.Load([]string{"-"}, strings.NewReader(wide.String()))
