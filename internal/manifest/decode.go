@@ -244,7 +244,6 @@ func (r *reader) metadata(meta *metav1.ObjectMeta) {
 		meta.Name = r.Names.GenerateName(meta.GenerateName)
 	}
 	meta.UID = ""
-	meta.SelfLink = ""
 	meta.ManagedFields = nil
 	meta.CreationTimestamp = metav1.NewTime(r.Now()).Rfc3339Copy()
 }

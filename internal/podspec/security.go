@@ -79,7 +79,8 @@ func containerSecurity(node *Node, pod *v1.Pod, c *v1.Container, o *ContainerOpt
 	if out.Seccomp, err = seccompProfile(node, pod, c); err != nil {
 		return nil, err
 	}
-	if out.Apparmor, out.ApparmorProfile, err = apparmorProfile(pod, c); err != nil { //nolint:staticcheck // the old field is for runtimes that know no other
+	//lint:ignore SA1019 the old field is for runtimes that know no other
+	if out.Apparmor, out.ApparmorProfile, err = apparmorProfile(pod, c); err != nil {
 		return nil, err
 	}
 	if psc := pod.Spec.SecurityContext; psc != nil {
@@ -109,6 +110,7 @@ func seccompProfile(node *Node, pod *v1.Pod, c *v1.Container) (*runtimeapi.Secur
 		return runtimeDefault, nil
 	case profile.Type == v1.SeccompProfileTypeLocalhost:
 		if profile.LocalhostProfile == nil || *profile.LocalhostProfile == "" {
+			//lint:ignore ST1005 kubelet's words
 			return nil, errors.New("localhostProfile must be set if seccompProfile type is Localhost.")
 		}
 		return &runtimeapi.SecurityProfile{
