@@ -118,7 +118,7 @@ wrong, and nothing was done. play and exec return a container's own code.`,
 	cmd.AddCommand(
 		newPlay(g), newServe(g), newPs(g), newLogs(g), newExec(g), newAnatomy(g), newImage(g), newBench(g), newVersion(),
 	)
-	for _, c := range commands(cmd) {
+	for _, c := range append(commands(cmd), cmd) {
 		c.Args = usageArgs(c.Args)
 	}
 	return cmd

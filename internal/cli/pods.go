@@ -124,6 +124,7 @@ func (p *podView) container(name string) (*containerView, error) {
 		for _, c := range found {
 			names = append(names, c.Name)
 		}
+		slices.Sort(names)
 		return nil, usage("pod %s has several containers, choose one with -c: %s", p.Name, strings.Join(names, ", "))
 	}
 	return slices.MaxFunc(found, func(a, b *containerView) int { return cmp.Compare(a.Restarts, b.Restarts) }), nil
