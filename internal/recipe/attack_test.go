@@ -138,7 +138,7 @@ func TestLinkedSystemDirectories(t *testing.T) {
 			}
 			spec := p.spec(bind(t, base), "echo started")
 			spec.MaskedPaths, spec.ReadonlyPaths = nil, nil
-			if got := p.refuses(spec); got != why+": not a directory" && got != why+": too many levels of symbolic links" {
+			if got := p.refuses(spec); !strings.HasPrefix(got, fmt.Sprintf("%s: /%s of the image must be a directory, and no link: ", why, dir)) {
 				t.Errorf("/%s to %s: %s", dir, name, got)
 			}
 		}
@@ -345,7 +345,7 @@ func TestWorkingDirectoryTricks(t *testing.T) {
 		}
 		return c.wait(), nil
 	}
-	for n := range 64 {
+	for n := range 24 {
 		for _, path := range []string{fmt.Sprintf("/proc/self/fd/%d", n), fmt.Sprintf("/proc/1/fd/%d", n), fmt.Sprintf("/proc/thread-self/fd/%d", n)} {
 			if _, err := start(path, ""); err == nil {
 				t.Fatalf("started in %s", path)
@@ -377,7 +377,7 @@ func TestWorkingDirectoryTricks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for n := range 32 {
+	for n := range 16 {
 		run, err := p.exec(c, process(fmt.Sprintf("rm -f /wd; ln -s /proc/self/fd/%d /wd", n)), nil)
 		if err != nil {
 			t.Fatal(err)
@@ -501,7 +501,7 @@ func TestSwappedDirectories(t *testing.T) {
 		})
 	}
 	started := 0
-	for i := range 150 {
+	for i := range 60 {
 		root, _ := rootfs(t, nil)
 		spec := p.spec(root, "cat /proc/mounts")
 		spec.Dev, spec.Devpts, spec.Sysfs, spec.MaskedPaths, spec.ReadonlyPaths = nil, nil, "", nil, nil
@@ -524,7 +524,7 @@ func TestSwappedDirectories(t *testing.T) {
 	if names := must(os.ReadDir(neighbour)); len(names) != 0 {
 		t.Errorf("made outside the volume: %v", names)
 	}
-	t.Logf("%d of 150 containers found the directory in place", started)
+	t.Logf("%d of 60 containers found the directory in place", started)
 	if b := must(os.ReadFile("/proc/self/mountinfo")); bytes.Contains(b, []byte(host)) || bytes.Contains(b, []byte(volume)) {
 		t.Error("something was mounted on the host")
 	}

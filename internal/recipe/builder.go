@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -86,8 +85,9 @@ func (r Result) Tolerate(errnos ...unix.Errno) Result {
 		r.b.fail(fmt.Errorf("step %d (%s): more than %d tolerated errors", r.step, s.why, len(s.tolerate)))
 		return r
 	}
-	s.tolerate = [4]unix.Errno{}
-	copy(s.tolerate[:], errnos)
+	for i, e := range errnos {
+		s.tolerate[i] = uint16(e)
+	}
 	return r
 }
 
@@ -100,15 +100,22 @@ func (r Result) explained(f func(unix.Errno) string) Result {
 // Builder collects the steps of a recipe. The first mistake is kept and
 // returned by [Builder.Recipe]. It must not be used concurrently.
 type Builder struct {
-	steps   []step
-	fds     []received
-	chunks  []*chunk
-	strings map[string]*chunk // of chunks, those made from Str
-	err     error
+	steps  []step
+	fds    []received
+	chunks []*chunk
+	strs   shared[Str]
+	hows   shared[OpenHow]
+	attrs  shared[MountAttr]
+	err    error
 }
 
 // New returns an empty builder.
-func New() *Builder { return &Builder{strings: map[string]*chunk{}} }
+func New() *Builder {
+	return &Builder{
+		steps: make([]step, 0, 256), // a container's are about as many
+		strs:  shared[Str]{}, hows: shared[OpenHow]{}, attrs: shared[MountAttr]{},
+	}
+}
 
 func (b *Builder) fail(err error) {
 	if b.err == nil {
@@ -142,7 +149,8 @@ func (b *Builder) Call(why string, nr uintptr, args ...Arg) Result {
 	return Result{b, len(b.steps) - 1}
 }
 
-// Recipe lays the memory out and returns the finished recipe.
+// Recipe lays the memory out and returns the finished recipe. The builder must
+// not be used any more.
 func (b *Builder) Recipe() (*Recipe, error) {
 	switch {
 	case b.err != nil:
@@ -152,9 +160,7 @@ func (b *Builder) Recipe() (*Recipe, error) {
 	case len(b.fds) > MaxFiles:
 		return nil, fmt.Errorf("recipe: %d descriptors, at most %d can be passed (fewer mounts?)", len(b.fds), MaxFiles)
 	}
-	r := &Recipe{
-		steps: slices.Clone(b.steps), fds: slices.Clone(b.fds), chunks: slices.Clone(b.chunks),
-	}
+	r := &Recipe{steps: b.steps, fds: b.fds, chunks: b.chunks}
 	for _, c := range r.chunks {
 		r.relocs += len(c.relocs)
 	}
@@ -178,29 +184,41 @@ func (b *Builder) memory(data []byte, show func() string) arg {
 	return arg{kind: argPtr, mem: c}
 }
 
+// shared are the chunks that serve all equal arguments of a type.
+type shared[A comparable] map[A]*chunk
+
+// place returns the argument's chunk, made the first time.
+func (m shared[A]) place(b *Builder, a A, data func(A) []byte, show func(A) string) arg {
+	c := m[a]
+	if c == nil {
+		c = b.memory(data(a), func() string { return show(a) }).mem
+		m[a] = c
+	}
+	return arg{kind: argPtr, mem: c}
+}
+
 // Str is a string, passed NUL-terminated.
 type Str string
 
 func (s Str) place(b *Builder) arg {
-	c := b.strings[string(s)]
-	if c == nil {
-		if strings.IndexByte(string(s), 0) >= 0 {
-			b.fail(fmt.Errorf("%q contains a NUL byte", string(s)))
-		}
-		data := make([]byte, len(s)+1)
-		copy(data, s)
-		c = &chunk{data: data, show: func() string { return quote(string(s)) }}
-		b.strings[string(s)] = c
-		b.chunks = append(b.chunks, c)
+	if strings.IndexByte(string(s), 0) >= 0 {
+		b.fail(fmt.Errorf("%q contains a NUL byte", string(s)))
 	}
-	return arg{kind: argPtr, mem: c}
+	return b.strs.place(b, s, terminated[Str], quote[Str])
+}
+
+// terminated returns the bytes of a string with a NUL behind them.
+func terminated[S ~string](s S) []byte {
+	data := make([]byte, len(s)+1)
+	copy(data, s)
+	return data
 }
 
 // Argv is an argument list, passed as execve takes it.
 type Argv []string
 
 func (v Argv) place(b *Builder) arg {
-	return b.vector(v, func() string { return showList(v, quote) })
+	return b.vector(v, func() string { return showList(v, quote[string]) })
 }
 
 // Environ is an environment. It is printed without the variables' values.
@@ -224,9 +242,7 @@ func (b *Builder) vector(v []string, show func() string) arg {
 			name, _, _ := strings.Cut(s, "=")
 			b.fail(fmt.Errorf("the argument or variable starting with %q contains a NUL byte", cutNUL(name)))
 		}
-		data := make([]byte, len(s)+1)
-		copy(data, s)
-		to := b.memory(data, nil)
+		to := b.memory(terminated(s), nil)
 		a.mem.relocs = append(a.mem.relocs, reloc{at: 8 * i, to: to.mem})
 	}
 	return a
@@ -237,36 +253,42 @@ func cutNUL(s string) string { s, _, _ = strings.Cut(s, "\x00"); return s }
 // OpenHow is what openat2(2) takes; its size is the next argument.
 type OpenHow unix.OpenHow
 
-func (h OpenHow) place(b *Builder) arg {
-	return b.memory(words(h.Flags, h.Mode, h.Resolve), func() string {
-		s := "{" + openFlags.show(h.Flags)
-		if h.Mode != 0 {
-			s += fmt.Sprintf(", %#o", h.Mode)
-		}
-		if h.Resolve != 0 {
-			s += ", " + resolveFlags.show(h.Resolve)
-		}
-		return s + "}"
-	})
+func (h OpenHow) place(b *Builder) arg { return b.hows.place(b, h, OpenHow.bytes, OpenHow.show) }
+
+func (h OpenHow) bytes() []byte { return words(h.Flags, h.Mode, h.Resolve) }
+
+func (h OpenHow) show() string {
+	s := "{" + openFlags.show(h.Flags)
+	if h.Mode != 0 {
+		s += fmt.Sprintf(", %#o", h.Mode)
+	}
+	if h.Resolve != 0 {
+		s += ", " + resolveFlags.show(h.Resolve)
+	}
+	return s + "}"
 }
 
 // MountAttr is what mount_setattr(2) takes; its size is the next argument.
 type MountAttr unix.MountAttr
 
 func (m MountAttr) place(b *Builder) arg {
-	return b.memory(words(m.Attr_set, m.Attr_clr, m.Propagation, m.Userns_fd), func() string {
-		var parts []string
-		if m.Attr_set != 0 {
-			parts = append(parts, mountAttrFlags.show(m.Attr_set))
-		}
-		if m.Attr_clr != 0 {
-			parts = append(parts, "clear "+mountAttrFlags.show(m.Attr_clr))
-		}
-		if m.Propagation != 0 {
-			parts = append(parts, mountFlags.show(m.Propagation))
-		}
-		return "{" + strings.Join(parts, ", ") + "}"
-	})
+	return b.attrs.place(b, m, MountAttr.bytes, MountAttr.show)
+}
+
+func (m MountAttr) bytes() []byte { return words(m.Attr_set, m.Attr_clr, m.Propagation, m.Userns_fd) }
+
+func (m MountAttr) show() string {
+	var parts []string
+	if m.Attr_set != 0 {
+		parts = append(parts, mountAttrFlags.show(m.Attr_set))
+	}
+	if m.Attr_clr != 0 {
+		parts = append(parts, "clear "+mountAttrFlags.show(m.Attr_clr))
+	}
+	if m.Propagation != 0 {
+		parts = append(parts, mountFlags.show(m.Propagation))
+	}
+	return "{" + strings.Join(parts, ", ") + "}"
 }
 
 // Limit is a struct rlimit64 for prlimit64(2).

@@ -185,7 +185,15 @@ func (c *container) replaced(target string) bool {
 // else would have the runtime work there.
 func (c *container) ownDir(why, name string) Result {
 	c.mkdir(why, c.root, name)
-	return c.open(why, c.root, name, onlyDir, onlyHere)
+	return c.open(why, c.root, name, onlyDir, onlyHere).explained(func(e unix.Errno) string {
+		switch e {
+		case unix.ENOTDIR, unix.ELOOP:
+			return fmt.Sprintf("%s: /%s of the image must be a directory, and no link: %v", why, name, e)
+		case unix.EXDEV:
+			return fmt.Sprintf("%s: something is mounted at /%s: %v", why, name, e)
+		}
+		return fmt.Sprintf("%s: %v", why, e)
+	})
 }
 
 // dev mounts /dev and what belongs in it. Below /dev all is resolved from the

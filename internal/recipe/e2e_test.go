@@ -301,11 +301,10 @@ func TestLimitsAndScores(t *testing.T) {
 	}
 }
 
-func TestTerminal(t *testing.T) {
-	p := plainPod(t)
-	root, _ := rootfs(t, nil)
-	spec := p.spec(root, "tty; echo hi >/dev/tty; echo log >/dev/console; stat -c %u /dev/pts/0; trap 'exit 7' INT; while :; do sleep 0.05; done")
-	ptmx, err := os.OpenFile(sys.ProcPath(spec.Devpts)+"/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+// openPTY makes a terminal of a devpts and returns its two ends.
+func openPTY(t testing.TB, devpts *os.File) (ptmx, tty *os.File) {
+	t.Helper()
+	ptmx, err := os.OpenFile(sys.ProcPath(devpts)+"/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	ptmx = keep(t, ptmx, err)
 	if err := unix.IoctlSetPointerInt(int(ptmx.Fd()), unix.TIOCSPTLCK, 0); err != nil {
 		t.Fatal(err)
@@ -314,7 +313,23 @@ func TestTerminal(t *testing.T) {
 	if errno != 0 {
 		t.Fatal(errno)
 	}
-	tty := os.NewFile(slave, "pts/0")
+	return ptmx, os.NewFile(slave, "terminal")
+}
+
+// lines reads the first lines of a terminal.
+func lines(ptmx *os.File, n int) string {
+	var got []string
+	for in := bufio.NewScanner(ptmx); len(got) < n && in.Scan(); {
+		got = append(got, in.Text())
+	}
+	return strings.Join(got, " ")
+}
+
+func TestTerminal(t *testing.T) {
+	p := plainPod(t)
+	root, _ := rootfs(t, nil)
+	spec := p.spec(root, "tty; echo hi >/dev/tty; echo log >/dev/console; stat -c %u /dev/pts/0; trap 'exit 7' INT; while :; do sleep 0.05; done")
+	ptmx, tty := openPTY(t, spec.Devpts)
 	spec.Stdin, spec.Stdout, spec.Stderr, spec.Terminal = tty, tty, tty, true
 	spec.UID = 1000
 	c, err := p.launch(spec, containerNamespaces)
@@ -322,15 +337,26 @@ func TestTerminal(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v%s", err, callOf(err))
 	}
-	lines := bufio.NewScanner(ptmx)
-	var got []string
-	for i := 0; i < 4 && lines.Scan(); i++ {
-		got = append(got, lines.Text())
+	if got, want := lines(ptmx, 4), "/dev/pts/0 hi log 1000"; got != want {
+		t.Errorf("terminal shows %q, want %q", got, want)
 	}
-	if want := "[/dev/pts/0 hi log 1000]"; fmt.Sprint(got) != want {
-		t.Errorf("terminal shows %q, want %s", got, want)
+
+	// An exec has a terminal of its own, of the same devpts.
+	second, tty := openPTY(t, spec.Devpts)
+	pr := process("tty; echo hi >/dev/tty; stat -c %t:%T /dev/console")
+	run, err := p.exec(c, pr, func(s *recipe.ExecSpec) {
+		s.Stdin, s.Stdout, s.Stderr, s.Terminal = tty, tty, tty, true
+	})
+	tty.Close()
+	if err != nil {
+		t.Fatalf("%v%s", err, callOf(err))
 	}
-	ptmx.Write([]byte{3}) // ^C reaches the foreground process of the session
+	if got, want := lines(second, 3), "/dev/pts/1 hi 88:0"; got != want {
+		t.Errorf("the exec's terminal shows %q, want %q", got, want)
+	}
+	run.wait()
+
+	ptmx.Write([]byte{3}) // ^C reaches the foreground processes of the session
 	if r := c.wait(); r.code != 7 && r.code != 128+int(unix.SIGINT) {
 		t.Errorf("ended with %d", r.code)
 	}

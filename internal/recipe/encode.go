@@ -54,6 +54,6 @@ func (s *step) encode(to []byte) {
 		le.PutUint64(to[24+8*i:], value)
 	}
 	for i, e := range s.tolerate {
-		le.PutUint16(to[12+2*i:], uint16(e))
+		le.PutUint16(to[12+2*i:], e)
 	}
 }

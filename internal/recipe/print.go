@@ -15,14 +15,17 @@ import (
 // Of many like calls in a row only the first and the last are printed.
 func (r *Recipe) String() string {
 	var b strings.Builder
+	b.Grow(100 * len(r.steps))
+	texts := map[*chunk]string{}
 	why := ""
 	for i := 0; i < len(r.steps); i++ {
 		s := &r.steps[i]
-		fmt.Fprintf(&b, "%3d  %s", i, r.call(s))
+		fmt.Fprintf(&b, "%3d  ", i)
+		r.writeCall(&b, s, texts)
 		for j, e := range s.tolerate {
 			if e != 0 {
 				b.WriteString([2]string{"  or ", "|"}[min(j, 1)])
-				b.WriteString(errnoName(e))
+				b.WriteString(errnoName(unix.Errno(e)))
 			}
 		}
 		if s.why != why {
@@ -50,11 +53,18 @@ func (r *Recipe) alike(i int) int {
 
 // call prints one system call.
 func (r *Recipe) call(s *step) string {
+	var b strings.Builder
+	r.writeCall(&b, s, map[*chunk]string{})
+	return b.String()
+}
+
+// writeCall prints one system call; texts are the memory that was printed
+// before, which many steps share.
+func (r *Recipe) writeCall(b *strings.Builder, s *step, texts map[*chunk]string) {
 	sig, known := signatures[s.nr]
 	if !known {
 		sig.name = "syscall_" + strconv.Itoa(int(s.nr))
 	}
-	var b strings.Builder
 	b.WriteString(sig.name)
 	b.WriteByte('(')
 	for i, a := range s.args[:s.nargs] {
@@ -69,7 +79,12 @@ func (r *Recipe) call(s *step) string {
 			b.WriteByte('%')
 			b.WriteString(strconv.FormatUint(a.value, 10))
 		case argPtr:
-			b.WriteString(a.mem.show())
+			text, known := texts[a.mem]
+			if !known {
+				text = a.mem.show()
+				texts[a.mem] = text
+			}
+			b.WriteString(text)
 		case argInt:
 			show := showInt
 			if i < len(sig.args) && sig.args[i] != nil {
@@ -79,7 +94,6 @@ func (r *Recipe) call(s *step) string {
 		}
 	}
 	b.WriteByte(')')
-	return b.String()
 }
 
 // errnoName is the errno's symbol.
@@ -94,15 +108,15 @@ func errnoName(e unix.Errno) string {
 const maxText = 256
 
 // quote prints a string on one line, in quotes, cut if it is long.
-func quote(s string) string {
+func quote[S ~string](s S) string {
 	if len(s) <= maxText {
-		return quoteText(s, "")
+		return quoteText(string(s), "")
 	}
 	cut := maxText
 	for cut > 0 && !utf8.RuneStart(s[cut]) {
 		cut--
 	}
-	return quoteText(s[:cut], "…")
+	return quoteText(string(s[:cut]), "…")
 }
 
 func quoteText(s, more string) string {

@@ -41,7 +41,7 @@ type step struct {
 	nr       uintptr
 	args     [6]arg
 	nargs    int
-	tolerate [4]unix.Errno
+	tolerate [4]uint16 // errnos; 0 is unused
 	// explain, when set, makes the whole sentence of a failure.
 	explain func(unix.Errno) string
 }
