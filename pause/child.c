@@ -85,6 +85,16 @@ int release(const char *id)
 	return 0;
 }
 
+int drop_kept(const char *id)
+{
+	struct child *c = find(id);
+
+	if (!c || !c->nkeep)
+		return ENOENT;
+	close_fd(c->keep[--c->nkeep]);
+	return 0;
+}
+
 int carry_out(int recipe, const int *fds, u32 nfds, int report, u32 *step)
 {
 	long size = sys(__NR_lseek, recipe, 0, SEEK_END_), blob;

@@ -38,6 +38,7 @@ void reap(void);
 
 /* Forgets a child that has ended, and closes what was kept. */
 int release(const char *id);
+int drop_kept(const char *id);
 
 /* Maps a recipe, checks all of it, carries it out. Returns 0, or an errno and
  * the step it belongs to. */

@@ -10,12 +10,12 @@
  */
 #include "child.h"
 #include "interp.h"
+#include "launch.h"
 
 enum {
 	MAX_STASH = 1024,       /* descriptors that come with one request */
 	MAX_SCM = 253,          /* ... with one message (the kernel's SCM_MAX_FD) */
 	MAX_MESSAGE = 512,
-	LISTENER = 3, CREATOR = 4,      /* descriptors pause is born with */
 };
 
 static int signals;             /* signalfd */
@@ -232,6 +232,8 @@ static void serve(const struct request *r)
 		}
 	} else if (r->type == RELEASE) {
 		m->error = (u32)release(r->id);
+	} else if (r->type == DROP) {
+		m->error = (u32)drop_kept(r->id);
 	} else if (r->type == LIST) {
 		out.pending = 0;
 		list.next = 0;
@@ -357,8 +359,11 @@ static void live(void)
 	speak();
 }
 
-void pause_main(void)
+/* argc is where the kernel puts it: at the top of the stack. */
+void pause_main(const long *argc)
 {
+	if (*argc > 1)
+		launch();
 	be_born();
 	for (;;)
 		live();

@@ -9,8 +9,11 @@
 
 enum { PROTOCOL_MAGIC = 0x31505055 /* "UPP1" */, PROTOCOL_VERSION = 1 };
 
+/* The descriptors pause is born with: sockets, and for a launcher its program. */
+enum { LISTENER = 3, CREATOR = 4, PROGRAM = 5 };
+
 /* node -> pause */
-enum { HELLO = 1, SETUP = 2, FILES = 3, SPAWN = 4, RELEASE = 5, LIST = 6 };
+enum { HELLO = 1, SETUP = 2, FILES = 3, SPAWN = 4, RELEASE = 5, LIST = 6, LAUNCH = 7, DROP = 8 };
 /* pause -> node */
 enum { RESULT = 101, EXIT = 102, CHILD = 103 };
 
@@ -20,10 +23,10 @@ enum { SPAWN_PIDNS = 1, SPAWN_CGROUP = 2 };
 struct request {
 	u32 type, serial;
 	u32 magic, version;     /* HELLO */
-	u64 cloneflags;         /* SPAWN: CLONE_NEW* */
+	u64 cloneflags;         /* SPAWN, LAUNCH: CLONE_NEW* */
 	u32 flags;              /* SPAWN: SPAWN_* */
 	u32 nkeep;              /* SPAWN: how many of the last descriptors to keep */
-	char id[ID_SIZE];       /* SPAWN, RELEASE */
+	char id[ID_SIZE];       /* SPAWN, RELEASE, DROP */
 };
 
 struct message {

@@ -196,6 +196,12 @@ func TestUserNamespace(t *testing.T) {
 	if got := status(c.PID(), "CapEff"); !strings.HasPrefix(got, "000001ff") {
 		t.Errorf("pause has capabilities %s, want all of its user namespace", got)
 	}
+	if got := status(c.PID(), "PPid"); got != strconv.Itoa(os.Getpid()) {
+		t.Errorf("the parent of pause is %s, want the node (%d)", got, os.Getpid())
+	}
+	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", c.PID())); exe != "/memfd:pause (deleted)" || len(openFiles(t, c.PID())) != 7 {
+		t.Errorf("pause runs from %s, %v; open: %q", exe, err, openFiles(t, c.PID()))
+	}
 	p := spawn(t, c, SpawnRequest{ID: "main", Recipe: shell("sleep 1000"), Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS})
 	if got := status(p.PID, "Uid"); !strings.HasPrefix(got, "100000\t") {
 		t.Errorf("the container has uids %q", got)

@@ -34,6 +34,7 @@ func TestMain(m *testing.M) {
 
 var roles = map[string]func(args []string) error{
 	"node":     playNode,
+	"starter":  playStarter,
 	"stranger": playStranger,
 }
 
@@ -320,6 +321,115 @@ func TestNodeKilled(t *testing.T) {
 	noChildren(t, c)
 }
 
+// playStarter starts pods with a container each, until it is killed.
+func playStarter(args []string) error {
+	m := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 100000, Size: 65536}}
+	for i := 0; ; i++ {
+		cfg := Config{Dir: filepath.Join(args[0], fmt.Sprint(i)), Cloneflags: podNamespaces}
+		if i%2 == 1 {
+			cfg.Cloneflags, cfg.UIDMap, cfg.GIDMap = cfg.Cloneflags|unix.CLONE_NEWUSER, m, m
+		}
+		setup := new(blob)
+		setup.call(unix.SYS_SETHOSTNAME, setup.str("set up"), 6)
+		cfg.Setup = setup
+		if err := os.Mkdir(cfg.Dir, 0o700); err != nil {
+			return err
+		}
+		c, err := Start(context.Background(), cfg)
+		if err != nil {
+			return err
+		}
+		b := new(blob)
+		b.exec("/bin/sleep", "1000")
+		if _, err := c.Spawn(context.Background(), SpawnRequest{ID: "x", Recipe: b, Cloneflags: unix.CLONE_NEWPID}); err != nil {
+			return err
+		}
+	}
+}
+
+// The node is killed at any instant while it starts pods. Of each pod there is
+// either nothing, or a pause that is set up and whose child runs its program or
+// has ended.
+func TestNodeKilledAnywhere(t *testing.T) {
+	requireRoot(t)
+	// Orphans become ours, so that we see them all.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+	found := 0
+	for round := range 40 {
+		top := t.TempDir()
+		node := role(t, "starter", top)
+		if err := node.Start(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the first pod", func() bool {
+			_, err := os.Stat(filepath.Join(top, "0"))
+			return err == nil
+		})
+		time.Sleep(time.Duration(round) * 331 * time.Microsecond)
+		node.Process.Kill()
+		node.Wait()
+		dirs, err := os.ReadDir(top)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range dirs {
+			found += endOrphan(t, filepath.Join(top, d.Name()))
+		}
+		eventually(t, "every pause has ended", func() bool {
+			for {
+				if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); pid <= 0 {
+					return err == unix.ECHILD
+				}
+			}
+		})
+	}
+	if found == 0 {
+		t.Error("no pod was ever made")
+	}
+}
+
+// endOrphan checks the pod in dir, if there is one, and ends it.
+func endOrphan(t *testing.T, dir string) int {
+	t.Helper()
+	c, err := Connect(testContext(t), dir)
+	if errdefs.IsNotFound(err) {
+		return 0
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	spawn(t, c, SpawnRequest{ID: "check", Recipe: shell(`test "$(hostname)" = "set up"`)})
+	e := <-c.Exits()
+	if e.ID == "x" { // it had not yet been about to execute its program
+		release(t, c, "x")
+		e = <-c.Exits()
+	}
+	if e.ID != "check" || e.Status != 0 {
+		t.Errorf("a pause that isn't set up: %+v", e)
+	}
+	release(t, c, "check")
+	children, err := c.Children(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ch := range children {
+		eventually(t, "the child runs its program or ends", func() bool {
+			name := status(ch.PID, "Name")
+			return ch.Exited || name == "sleep" || name == ""
+		})
+		ch.close()
+	}
+	if err := c.Terminate(); err != nil {
+		t.Error(err)
+	}
+	<-c.Done()
+	return 1
+}
+
 // A node that dies before pause is set up leaves nothing.
 func TestNodeKilledBeforeSetup(t *testing.T) {
 	requireRoot(t)
@@ -337,8 +447,7 @@ func TestNodeKilledBeforeSetup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := run(Config{Cloneflags: podNamespaces}, listener, pair[1])
-	unix.Close(pair[1])
+	p, err := run(Config{Cloneflags: podNamespaces}, listener, pair)
 	if err != nil {
 		t.Fatal(err)
 	}

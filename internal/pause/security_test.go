@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -163,6 +164,7 @@ func TestStartFails(t *testing.T) {
 	failing.call(unix.SYS_CHDIR, failing.str("/does/not/exist"))
 	closed, _ := pipe(t)
 	closed.Close()
+	overlapping := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 100000, Size: 10}, {ContainerID: 5, HostID: 200000, Size: 10}}
 	for _, tc := range []struct {
 		name string
 		cfg  Config
@@ -176,7 +178,9 @@ func TestStartFails(t *testing.T) {
 		{"size", Config{Setup: &blob{raw: make([]byte, maxRecipe+1)}}, errdefs.IsInvalidArgument},
 		{"file", Config{Setup: &blob{files: []*os.File{closed}}}, func(err error) bool { return errors.Is(err, os.ErrClosed) }},
 		{"flags", Config{Cloneflags: unix.CLONE_VM}, errdefs.IsInvalidArgument},
-		{"clone", Config{Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWPID}, func(err error) bool { return err != nil }}, // no mapping: can't become root
+		{"no mapping", Config{Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWPID}, errdefs.IsInvalidArgument},
+		{"bad mapping", Config{Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWPID, UIDMap: overlapping, GIDMap: overlapping},
+			func(err error) bool { return errors.Is(err, unix.EINVAL) }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			cfg := tc.cfg

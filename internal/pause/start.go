@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 	"syscall"
 	"time"
 
@@ -65,8 +64,7 @@ func Start(ctx context.Context, cfg Config) (_ *Conn, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("socket pair for pause: %w", err)
 	}
-	p, err := run(cfg, listener, pair[1])
-	unix.Close(pair[1])
+	p, err := run(cfg, listener, pair)
 	if err != nil {
 		unix.Close(pair[0])
 		return nil, fmt.Errorf("starting pause: %w", err)
@@ -113,47 +111,6 @@ func (c *Conn) prepare(ctx context.Context, cfg Config) error {
 	default:
 		return cfg.Setup.Explain(int(call.reply.Step), errno)
 	}
-}
-
-var devNull = sync.OnceValues(func() (*os.File, error) { return os.OpenFile(os.DevNull, os.O_RDWR, 0) })
-
-// run clones and executes pause with its two sockets.
-func run(cfg Config, listener, conn int) (*process, error) {
-	null, err := devNull()
-	if err != nil {
-		return nil, err
-	}
-	program, err := program()
-	if err != nil {
-		return nil, err
-	}
-	pidfd := -1
-	attr := syscall.SysProcAttr{Cloneflags: cfg.Cloneflags, PidFD: &pidfd}
-	if cfg.Cloneflags&unix.CLONE_NEWUSER != 0 {
-		attr.UidMappings, attr.GidMappings, attr.GidMappingsEnableSetgroups = cfg.UIDMap, cfg.GIDMap, true
-		// Root of the new namespace, or exec would take its capabilities.
-		attr.Credential = &syscall.Credential{}
-	}
-	if cfg.Cgroup != nil {
-		attr.UseCgroupFD, attr.CgroupFD = true, int(cfg.Cgroup.Fd())
-	}
-	// 0 to 2 are taken, so that no descriptor that matters ever has these
-	// numbers in a child.
-	pid, err := syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", program.Fd()), []string{"/pause"}, &syscall.ProcAttr{
-		Dir:   "/",
-		Env:   []string{},
-		Files: []uintptr{null.Fd(), null.Fd(), null.Fd(), uintptr(listener), uintptr(conn)},
-		Sys:   &attr,
-	})
-	if err != nil {
-		return nil, err
-	}
-	p, err := newProcess(pid, pidfd, true)
-	if err != nil {
-		unix.Kill(pid, unix.SIGKILL)
-		unix.Wait4(pid, nil, 0, nil)
-	}
-	return p, err
 }
 
 // socketPath names pause's socket without the limit of 107 bytes.

@@ -21,6 +21,7 @@ const (
 	typeSpawn   = 4
 	typeRelease = 5
 	typeList    = 6
+	typeLaunch  = 7
 
 	typeResult = 101
 	typeExit   = 102
