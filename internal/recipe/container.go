@@ -147,6 +147,9 @@ func Container(spec ContainerSpec) (*Recipe, error) {
 	// procfs is made, and all that is written to it written, before anything
 	// of the image or of a volume has been looked at.
 	_, proc := c.newFS("mounting proc", "proc", safeFS)
+	if spec.OOMScoreAdj != nil {
+		c.oomScoreAdj(proc, *spec.OOMScoreAdj)
+	}
 	c.labels(&spec.Process, proc)
 
 	c.Call("attaching the root file system", unix.SYS_MOVE_MOUNT, c.root, Str(""), cwd, Str(pauseRootfs), Int(unix.MOVE_MOUNT_F_EMPTY_PATH))

@@ -41,10 +41,16 @@ func Exec(spec ExecSpec) (*Recipe, error) {
 	b := New()
 	b.joinCgroups(spec.CgroupProcs)
 	b.stdio(&spec.Process)
-	if p := &spec.Process; p.OOMScoreAdj != nil || p.AppArmor != "" || p.SELinuxLabel != "" {
+	if spec.OOMScoreAdj != nil {
+		// pause's own procfs: of no use to anybody if it were another, and a
+		// new one costs more than the rest of the recipe.
+		proc := b.open("setting oom_score_adj", cwd, "/proc", onlyDir, 0)
+		b.oomScoreAdj(proc, *spec.OOMScoreAdj)
+	}
+	if spec.AppArmor != "" || spec.SELinuxLabel != "" {
 		// The container may have mounted anything over its /proc.
 		_, proc := b.newFS("preparing proc", "proc", safeFS)
-		b.labels(p, proc)
+		b.labels(&spec.Process, proc)
 	}
 	b.Call("joining the container's namespaces", unix.SYS_SETNS, b.FD("container", spec.PIDFD), Int(int64(spec.Namespaces)))
 

@@ -106,9 +106,6 @@ func (b *Builder) stdio(p *Process) {
 
 // labels sets what the next execve changes, through a procfs that is ours.
 func (b *Builder) labels(p *Process, proc Arg) {
-	if p.OOMScoreAdj != nil {
-		b.oomScoreAdj(proc, *p.OOMScoreAdj)
-	}
 	if p.AppArmor != "" {
 		b.procWrite("setting AppArmor profile "+p.AppArmor, proc, "thread-self/attr/apparmor/exec", "exec "+p.AppArmor)
 	}
