@@ -140,8 +140,11 @@ func peer(sock int) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("asking for the PID of pause: %w", err)
 	}
+	if cred.Pid <= 0 {
+		return nil, fmt.Errorf("it lives in a PID namespace this node can't see: %w", errdefs.ErrFailedPrecondition)
+	}
 	pidfd, err := unix.PidfdOpen(int(cred.Pid), 0)
-	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
+	if errors.Is(err, unix.ESRCH) {
 		return nil, fmt.Errorf("it is gone: %w", errdefs.ErrNotFound)
 	}
 	if err != nil {
@@ -241,6 +244,28 @@ func (c *Conn) Release(ctx context.Context, id string) error {
 		return fmt.Errorf("releasing %s: it still runs: %w", id, errdefs.ErrFailedPrecondition)
 	default:
 		return fmt.Errorf("releasing %s: %w", id, errno)
+	}
+}
+
+// DropKept makes pause close the last descriptor it keeps for a child and
+// forget it: with the write end of a pipe held twice, the reader would never
+// see its end. errdefs.ErrNotFound if pause keeps nothing for the ID.
+func (c *Conn) DropKept(ctx context.Context, id string) error {
+	req := request{Type: typeDrop}
+	if err := setID(&req, id); err != nil {
+		return err
+	}
+	call, err := c.do(ctx, req, nil)
+	if err != nil {
+		return fmt.Errorf("closing what is kept for %s: %w", id, err)
+	}
+	switch errno := unix.Errno(call.reply.Error); errno {
+	case 0:
+		return nil
+	case unix.ENOENT:
+		return fmt.Errorf("closing what is kept for %s: pause keeps nothing: %w", id, errdefs.ErrNotFound)
+	default:
+		return fmt.Errorf("closing what is kept for %s: %w", id, errno)
 	}
 }
 

@@ -135,7 +135,7 @@ func (r *Runtime) startContainer(ctx context.Context, c *container) (err error) 
 	// The exit may be reported before Spawn returns: finish waits for op.
 	cio.start(log)
 	proc, err := conn.Spawn(ctx, pause.SpawnRequest{
-		ID: c.id, Cloneflags: flags, PIDNamespace: pidns, Cgroup: place.dir, Recipe: rcp, Keep: append(cio.keep(), c.pts),
+		ID: c.id, Cloneflags: flags, PIDNamespace: pidns, Cgroup: place.dir, Recipe: rcp, Keep: cio.keep(c.pts),
 	})
 	if err != nil {
 		return err

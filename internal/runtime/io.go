@@ -110,32 +110,28 @@ func newTTYIO(master *os.File) (*containerIO, error) {
 	return &containerIO{stdin: f, stdout: f, master: true}, nil
 }
 
-// keep returns the descriptors that pause holds for the next node, in the
-// order restoreIO takes them.
-func (c *containerIO) keep() []*os.File {
+// keep returns the descriptors that pause holds for the next node: the
+// container's devpts, its output, and last, so that it can be dropped, its
+// input.
+func (c *containerIO) keep(pts *os.File) []*os.File {
 	if c.master {
-		return []*os.File{c.stdout}
+		return []*os.File{pts, c.stdout}
 	}
-	files := []*os.File{c.stdout, c.stderr}
+	files := []*os.File{pts, c.stdout, c.stderr}
 	if c.stdin != nil {
 		files = append(files, c.stdin)
 	}
 	return files
 }
 
-// restoreIO rebuilds the node's end from what pause kept.
-func restoreIO(kept []*os.File, tty, stdin bool) (*containerIO, error) {
-	want := 2
-	if tty {
-		want = 1
-	} else if stdin {
-		want = 3
-	}
-	if len(kept) != want {
+// restoreIO rebuilds the node's end from what pause kept, devpts left out. An
+// input that was closed is no longer among it.
+func restoreIO(kept []*os.File, tty bool) (*containerIO, error) {
+	if n := len(kept); tty && n != 1 || !tty && n != 2 && n != 3 {
 		for _, f := range kept {
 			f.Close()
 		}
-		return nil, fmt.Errorf("pause kept %d descriptors where the container has %d", len(kept), want)
+		return nil, fmt.Errorf("pause kept %d descriptors, which are not a container's streams", n)
 	}
 	for i, f := range kept {
 		// Fd() makes a file blocking again; O_NONBLOCK lives in the open file,
@@ -155,7 +151,7 @@ func restoreIO(kept []*os.File, tty, stdin bool) (*containerIO, error) {
 		return &containerIO{stdin: kept[0], stdout: kept[0], master: true}, nil
 	}
 	c := &containerIO{stdout: kept[0], stderr: kept[1]}
-	if stdin {
+	if len(kept) == 3 {
 		c.stdin = kept[2]
 	}
 	return c, nil

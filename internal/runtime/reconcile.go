@@ -188,11 +188,10 @@ func (r *Runtime) adoptContainer(ctx context.Context, rec ContainerRecord, held 
 // exit meanwhile is reported by the connection to pause, as any other.
 func (c *container) resume(ch pause.Child) error {
 	c.pidfd = ch.Pidfd
-	if n := len(ch.Keep); n > 0 {
-		c.pts = ch.Keep[n-1]
-		ch.Keep = ch.Keep[:n-1]
+	if len(ch.Keep) > 0 {
+		c.pts, ch.Keep = ch.Keep[0], ch.Keep[1:]
 	}
-	cio, err := restoreIO(ch.Keep, c.config.Tty, c.config.Stdin)
+	cio, err := restoreIO(ch.Keep, c.config.Tty)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming"
@@ -213,7 +214,7 @@ func (sr streamRuntime) Attach(ctx context.Context, id string, in io.Reader, out
 		go func() {
 			_, err := io.Copy(cio.stdin, in)
 			if c.config.StdinOnce && !c.config.Tty {
-				cio.closeStdin()
+				c.endInput(cio)
 			}
 			// An attach for input only ends with its input.
 			if err != nil || out == nil && errOut == nil {
@@ -228,6 +229,21 @@ func (sr streamRuntime) Attach(ctx context.Context, id string, in io.Reader, out
 	case <-ctx.Done():
 		return nil
 	}
+}
+
+// endInput gives the container the end of its input: both the node and pause
+// hold the pipe's other end.
+func (c *container) endInput(cio *containerIO) {
+	conn, err := c.sandbox.live()
+	if err != nil {
+		return // it has ended
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := conn.DropKept(ctx, c.id); err != nil && !errdefs.IsNotFound(err) {
+		c.sandbox.r.log.Warn("closing a container's input", "container", c.id, "error", err)
+	}
+	cio.closeStdin()
 }
 
 func stopOn(err error, stop func()) {
