@@ -128,7 +128,7 @@ func BenchmarkFloor(b *testing.B) {
 		if _, err := makeVeth(w.Network.host, bridge.Attrs().Index, nss[i], "x", &a); err != nil {
 			b.Fatal(err)
 		}
-		if err := configurePod(socks[i], &a); err != nil {
+		if _, err := configurePod(socks[i], &a); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -72,12 +72,23 @@ func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{t: t, host: newNetns(t), outside: newNetns(t)}
 	w.cfg = Config{
-		StateDir: t.TempDir(), RunDir: t.TempDir(), Netns: w.host, Bridge: "unipod0",
+		StateDir: t.TempDir(), RunDir: tmpfsDir(t), Netns: w.host, Bridge: "unipod0",
 		Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
 	}
 	w.wire()
 	w.open()
 	return w
+}
+
+// tmpfsDir is a directory on the kind of file system RunDir is meant to be on.
+func tmpfsDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "unipod-network-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 func (w *world) open() {

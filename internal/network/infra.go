@@ -68,6 +68,9 @@ func (n *Network) ensure(ctx context.Context) (bridge, mtu int, err error) {
 	if err := n.host.do(requests...); err != nil {
 		return 0, 0, fmt.Errorf("bridge %s: %w", n.cfg.Bridge, err)
 	}
+	if err := await(ctx, n.host, addressesWork(gateways)...); err != nil {
+		return 0, 0, fmt.Errorf("bridge %s: %w", n.cfg.Bridge, err)
+	}
 	if err := n.openTableLocked(); err != nil {
 		return 0, 0, err
 	}

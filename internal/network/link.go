@@ -58,9 +58,9 @@ func macOf(ip netip.Addr) net.HardwareAddr {
 }
 
 // makeVeth creates the pair in one message, the inner end at once in the
-// pod's namespace and the outer up, and returns the index of the outer end.
+// pod's namespace, brings the outer end up on the bridge and returns its
+// index.
 func makeVeth(c *conn, bridge int, podNS *os.File, id string, a *Attachment) (int, error) {
-	index := 0
 	there := newRequest("looking up the bridge", unix.RTM_GETLINK, 0)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	msg.Index = int32(bridge)
@@ -74,24 +74,30 @@ func makeVeth(c *conn, bridge int, podNS *os.File, id string, a *Attachment) (in
 
 	create := newRequest(fmt.Sprintf("creating veth pair %s", a.HostVeth),
 		unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
-	msg = nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
-	create.AddData(msg)
-	create.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(a.HostVeth)))
-	create.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(a.MTU))))
-	create.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(bridge))))
+	create.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
 	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
-	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC) // not up: it has no peer yet
+	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
+	for kind, value := range map[int]int{
+		unix.IFLA_MTU: a.MTU,
+		// One queue per CPU, the default, makes creation twice as long here
+		// and far longer on larger machines; veth needs queues for XDP only.
+		unix.IFLA_NUM_TX_QUEUES: 1,
+		unix.IFLA_NUM_RX_QUEUES: 1,
+	} {
+		create.AddData(nl.NewRtAttr(kind, nl.Uint32Attr(uint32(value))))
+		peer.AddRtAttr(kind, nl.Uint32Attr(uint32(value)))
+	}
+	create.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(a.HostVeth)))
+	create.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(bridge))))
 	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(podLink))
-	peer.AddRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(a.MTU)))
 	peer.AddRtAttr(unix.IFLA_ADDRESS, a.mac())
 	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(podNS.Fd())))
 	create.AddData(info)
 
 	adjust := newRequest("adjusting bridge port "+a.HostVeth, unix.RTM_NEWLINK, 0)
-	adjust.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	adjust.AddData(linkUp(0))
 	adjust.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(a.HostVeth)))
 	adjust.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, nl.NonZeroTerminated("pod "+id)))
 	port := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
@@ -101,7 +107,8 @@ func makeVeth(c *conn, bridge int, podNS *os.File, id string, a *Attachment) (in
 	port.AddRtAttr(nl.IFLA_INFO_SLAVE_DATA, nil).AddRtAttr(unix.IFLA_BRPORT_MODE, nl.Uint8Attr(1))
 	adjust.AddData(port)
 
-	err := c.do(create, adjust, indexOf(a.HostVeth, &index))
+	index := 0
+	err := c.do(create, indexOf(a.HostVeth, &index), adjust)
 	return index, err
 }
 
@@ -177,12 +184,12 @@ func linkUp(index int) *nl.IfInfomsg {
 	return msg
 }
 
-// configurePod brings lo and eth0 up and gives eth0 its addresses and default
-// routes.
-func configurePod(c *conn, a *Attachment) error {
+// configurePod brings lo and eth0 up, gives eth0 its addresses and default
+// routes and returns eth0's index.
+func configurePod(c *conn, a *Attachment) (int, error) {
 	index := 0
 	if err := c.do(loopbackUp(), indexOf(podLink, &index)); err != nil {
-		return err
+		return 0, err
 	}
 	up := newRequest("bringing "+podLink+" up", unix.RTM_SETLINK, 0)
 	up.AddData(linkUp(index))
@@ -200,7 +207,7 @@ func configurePod(c *conn, a *Attachment) error {
 		r.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
 		requests = append(requests, r)
 	}
-	return c.do(requests...)
+	return index, c.do(requests...)
 }
 
 func addAddress(index int, ip netip.Prefix) request {

@@ -89,7 +89,7 @@ func (n *Network) attach(ctx context.Context, req Request, inode uint64) (_ *rec
 		return nil, err
 	}
 	n.at("recorded")
-	if err := n.connect(bridge, req.Netns, r); err != nil {
+	if err := n.connect(ctx, bridge, req.Netns, r); err != nil {
 		return nil, err
 	}
 	n.at("connected")
@@ -109,7 +109,7 @@ func (n *Network) attach(ctx context.Context, req Request, inode uint64) (_ *rec
 }
 
 // connect makes the link and configures its inner end.
-func (n *Network) connect(bridge int, ns *os.File, r *record) error {
+func (n *Network) connect(ctx context.Context, bridge int, ns *os.File, r *record) error {
 	inside, err := openPodNS(ns)
 	if err != nil {
 		return err
@@ -119,7 +119,15 @@ func (n *Network) connect(bridge int, ns *os.File, r *record) error {
 		return err
 	}
 	n.at("linked")
-	return configurePod(inside, &r.Attachment)
+	index, err := configurePod(inside, &r.Attachment)
+	if err != nil {
+		return err
+	}
+	a := &r.Attachment
+	if err := await(ctx, n.host, linkWorks(a.HostVeth, a.HostVethIndex), linkWorks(n.cfg.Bridge, bridge)); err != nil {
+		return err
+	}
+	return await(ctx, inside, append(addressesWork(a.IPs), linkWorks(podLink, index))...)
 }
 
 // mapPorts makes the table send a pod's host ports to it.
