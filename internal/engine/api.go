@@ -77,11 +77,11 @@ type Objects interface {
 type noObjects struct{}
 
 func (noObjects) ConfigMap(_, name string) (*v1.ConfigMap, error) {
-	return nil, apierrors.NewNotFound(v1.Resource("configmaps"), name)
+	return nil, apierrors.NewNotFound(v1.Resource("configmap"), name)
 }
 
 func (noObjects) Secret(_, name string) (*v1.Secret, error) {
-	return nil, apierrors.NewNotFound(v1.Resource("secrets"), name)
+	return nil, apierrors.NewNotFound(v1.Resource("secret"), name)
 }
 
 // EventType says what an [Event] tells.

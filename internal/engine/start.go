@@ -221,8 +221,15 @@ func (w *worker) mounts(ctx context.Context, pod *v1.Pod, c *v1.Container, env [
 	return mounts, err
 }
 
+// envFile finds a key in an environment file of one of the pod's volumes.
 func (w *worker) envFile(name, path, key string) (string, bool, error) {
-	return "", false, fmt.Errorf("env file %s of volume %s: fileKeyRef is not supported yet", path, name)
+	w.disk.Lock()
+	defer w.disk.Unlock()
+	mounted, ok := w.mounted[name]
+	if !ok {
+		return "", false, fmt.Errorf("cannot find volume %q of an environment file", name)
+	}
+	return volume.EnvFile(mounted, path, key)
 }
 
 var logName = regexp.MustCompile(`^(\d+)\.log(\..*)?$`)
