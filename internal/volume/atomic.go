@@ -58,8 +58,9 @@ func cleanPaths(files map[string]file) (map[string]file, error) {
 	clean := make(map[string]file, len(files))
 	for name, f := range files {
 		parts := strings.Split(name, "/")
+		cleaned := path.Clean(name)
 		switch {
-		case name == "":
+		case name == "", cleaned == ".":
 			return nil, errors.New("invalid path: must not be empty")
 		case path.IsAbs(name):
 			return nil, fmt.Errorf("invalid path: must be relative path: %s", name)
@@ -67,12 +68,12 @@ func cleanPaths(files map[string]file) (map[string]file, error) {
 			return nil, fmt.Errorf("invalid path: must be less than or equal to %d characters", unix.PathMax)
 		case slices.Contains(parts, ".."):
 			return nil, fmt.Errorf("invalid path: must not contain '..': %s", name)
-		case strings.HasPrefix(parts[0], ".."):
+		case strings.HasPrefix(cleaned, ".."):
 			return nil, fmt.Errorf("invalid path: must not start with '..': %s", name)
 		case slices.ContainsFunc(parts, func(p string) bool { return len(p) > unix.NAME_MAX }):
 			return nil, fmt.Errorf("invalid path: filenames must be less than or equal to %d characters", unix.NAME_MAX)
 		}
-		clean[path.Clean(name)] = f
+		clean[cleaned] = f
 	}
 	return clean, nil
 }

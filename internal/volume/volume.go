@@ -55,7 +55,7 @@ type Source interface {
 
 // Config is what a Manager needs.
 type Config struct {
-	// Dir holds the pods' directories; it is made (0700) when missing.
+	// Dir holds the pods' directories; it is made when missing, and 0700.
 	Dir string
 	// Source finds ConfigMaps and Secrets.
 	Source Source
@@ -89,6 +89,9 @@ func New(c Config) (*Manager, error) {
 	}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the directory of pods: %w", err)
+	}
+	if err := os.Chmod(c.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("closing the directory of pods to others: %w", err)
 	}
 	// The runtime names mounts by their real path.
 	dir, err := filepath.EvalSymlinks(c.Dir)
