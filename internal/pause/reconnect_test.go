@@ -120,6 +120,38 @@ func exits(code int) *blob {
 	return b
 }
 
+// The end of a container's stdin, whose other end pause keeps.
+func TestDropKept(t *testing.T) {
+	c := start(t, Config{})
+	in, inw := pipe(t)
+	other, _ := pipe(t)
+	b := new(blob)
+	b.call(unix.SYS_DUP3, b.file(in), 0, 0)
+	b.exec("/bin/cat")
+	spawn(t, c, SpawnRequest{ID: "cat", Recipe: b, Keep: []*os.File{other, inw}})
+	inw.Close()
+	if err := c.DropKept(testContext(t), "cat"); err != nil {
+		t.Fatal(err)
+	}
+	if e := awaitExit(t, c, "cat"); e.Status != 0 {
+		t.Errorf("status %#x, want 0", e.Status)
+	}
+	children, err := c.Children(testContext(t))
+	if err != nil || len(children) != 1 || len(children[0].Keep) != 1 {
+		t.Fatalf("Children = %+v, %v; want one descriptor left", children, err)
+	}
+	children[0].close()
+	if err := c.DropKept(testContext(t), "cat"); err != nil {
+		t.Error(err)
+	}
+	for _, id := range []string{"cat", "nobody"} {
+		if err := c.DropKept(testContext(t), id); !errdefs.IsNotFound(err) {
+			t.Errorf("DropKept(%s) where nothing is kept: %v", id, err)
+		}
+	}
+	release(t, c, "cat")
+}
+
 // A second connection takes over; the first one learns it.
 func TestReplaced(t *testing.T) {
 	dir := t.TempDir()

@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -70,6 +71,26 @@ func TestNodeLeaksNothing(t *testing.T) {
 		t.Errorf("%d descriptors open, %d before", n, files)
 	}
 	eventually(t, "no goroutines are left", func() bool { return runtime.NumGoroutine() <= goroutines })
+}
+
+// Pods cost no threads, however many there are.
+func TestManyPods(t *testing.T) {
+	threads := func() int {
+		n, err := strconv.Atoi(status(os.Getpid(), "Threads"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	start(t, Config{})
+	before := threads()
+	for i := range 60 {
+		c := start(t, Config{})
+		spawn(t, c, SpawnRequest{ID: fmt.Sprint(i), Recipe: shell("sleep 1000")})
+	}
+	if n := threads(); n > before+20 {
+		t.Errorf("%d threads with 60 pods, %d before", n, before)
+	}
 }
 
 // CVE-2019-5736: what a container can reach as the runtime's binary can't be

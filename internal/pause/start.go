@@ -53,10 +53,9 @@ func Start(ctx context.Context, cfg Config) (_ *Conn, err error) {
 		return nil, fmt.Errorf("socket of pause in %s: %w", cfg.Dir, err)
 	}
 	defer unix.Close(listener)
-	undo := func() { unix.Unlinkat(int(dir.Fd()), socketName, 0) }
 	defer func() {
 		if err != nil {
-			undo()
+			unix.Unlinkat(int(dir.Fd()), socketName, 0)
 		}
 	}()
 

@@ -22,6 +22,7 @@ const (
 	typeRelease = 5
 	typeList    = 6
 	typeLaunch  = 7
+	typeDrop    = 8
 
 	typeResult = 101
 	typeExit   = 102

@@ -74,7 +74,7 @@ static long fake_recvmsg(struct msghdr_ *m)
 	if (what % 16 == 1)
 		return -ECONNRESET;
 	m->flags = 0;
-	r->type = what % 16 > 12 ? byte() : 1 + (u32)what % 6;
+	r->type = what % 16 > 12 ? byte() : 1 + (u32)what % 8;
 	r->serial = byte() % 4;
 	r->magic = byte() & 7 ? PROTOCOL_MAGIC : 0;
 	r->cloneflags = byte() & 1 ? CLONE_NEWPID : (u64)byte() << 8;
