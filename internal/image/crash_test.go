@@ -17,6 +17,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,7 +26,13 @@ func TestMain(m *testing.M) {
 	if spec := os.Getenv("UNIPOD_TEST_VICTIM"); spec != "" {
 		victim(spec)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	http.DefaultClient.CloseIdleConnections()
+	if err := goleak.Find(); err != nil && code == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
 }
 
 // victim does one thing to a store and says how it got on.

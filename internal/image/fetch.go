@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"slices"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
@@ -22,6 +24,10 @@ import (
 // into memory.
 const maxDocument = 8 << 20
 
+// maxLayers is less than OVL_MAX_STACK of the kernel, 500: a container's own
+// layer and others of the runtime come on top.
+const maxLayers = 480
+
 var errPlatform = errors.New("no match for platform in manifest")
 
 // source is where blobs come from: a registry that resolved a reference, or
@@ -29,6 +35,24 @@ var errPlatform = errors.New("no match for platform in manifest")
 type source struct {
 	target  ocispec.Descriptor
 	fetcher remotes.Fetcher
+
+	mu         sync.Mutex
+	transports []http.RoundTripper
+}
+
+func (src *source) own(t http.RoundTripper) {
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	src.transports = append(src.transports, t)
+}
+
+// close ends the connections that wait to be used again.
+func (src *source) close() {
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	for _, t := range src.transports {
+		(&http.Client{Transport: t}).CloseIdleConnections()
+	}
 }
 
 // fetchTree finds the image of platform p below target and stores its
@@ -71,6 +95,9 @@ func (s *Store) fetchTree(ctx context.Context, src *source, target ocispec.Descr
 	c.config, c.layers = m.Config, m.Layers
 	if !images.IsConfigType(c.config.MediaType) {
 		return nil, fmt.Errorf("manifest %s: its configuration has media type %q, so it is no container image: %w", desc.Digest, c.config.MediaType, errdefs.ErrInvalidArgument)
+	}
+	if len(c.layers) > maxLayers {
+		return nil, fmt.Errorf("manifest %s has %d layers, overlayfs can do with %d: %w", desc.Digest, len(c.layers), maxLayers, errdefs.ErrInvalidArgument)
 	}
 	labels := map[string]string{gcContent("config", c.config): c.config.Digest.String()}
 	for _, l := range c.layers {
@@ -224,9 +251,9 @@ func (s *Store) storeDocument(ctx context.Context, d ocispec.Descriptor, raw []b
 	return err
 }
 
-// download makes the blob of a layer present. A broken connection is resumed
-// where it broke, as long as that gets on.
-func (s *Store) download(ctx context.Context, src *source, d ocispec.Descriptor, progress func(int64)) error {
+// download makes the blob of a layer present, through the ingester to. A broken
+// connection is resumed where it broke, as long as that gets on.
+func (s *Store) download(ctx context.Context, src *source, to content.Ingester, d ocispec.Descriptor, progress func(int64)) error {
 	if src.fetcher == nil {
 		_, err := s.content.Info(ctx, d.Digest)
 		return err
@@ -239,7 +266,7 @@ func (s *Store) download(ctx context.Context, src *source, d ocispec.Descriptor,
 	f := &countingFetcher{Fetcher: src.fetcher, progress: progress}
 	var last int64 = -1
 	for failed := 0; ; {
-		err := remotes.Fetch(ctx, s.content, f, d)
+		err := remotes.Fetch(ctx, to, f, d)
 		if err == nil || errdefs.IsAlreadyExists(err) {
 			return nil
 		}

@@ -3,6 +3,7 @@ package image
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -59,18 +60,14 @@ func (s *Store) materialize(ctx context.Context, src *source, c *contents, t *tr
 	for i, d := range c.layers {
 		g.Go(func() error {
 			t.layer(i, LayerDownloading, 0)
-			err := s.download(gctx, src, d, func(n int64) { t.advance(i, n) })
-			if err != nil {
+			progress := func(n int64) { t.advance(i, n) }
+			if i >= first {
+				return s.obtain(gctx, src, missing[i-first], t, progress)
+			}
+			if err := s.download(gctx, src, s.content, d, progress); err != nil {
 				return fmt.Errorf("failed to pull layer %s: %w", d.Digest, err)
 			}
-			if i < first {
-				t.layer(i, LayerExists, d.Size)
-				return nil
-			}
-			if err := s.unpackLayer(gctx, missing[i-first], t); err != nil {
-				return fmt.Errorf("failed to extract layer %s: %w", d.Digest, err)
-			}
-			t.layer(i, LayerDone, d.Size)
+			t.layer(i, LayerExists, d.Size)
 			return nil
 		})
 	}
@@ -134,21 +131,55 @@ func (s *Store) missingLayers(ctx context.Context, c *contents) (missing []*laye
 	return missing, unlock, nil
 }
 
-// unpackLayer applies the blob of l to its directory and verifies that the
-// blob was what the image's configuration says.
-func (s *Store) unpackLayer(ctx context.Context, l *layer, t *tracker) error {
+// obtain downloads a layer and unpacks it, while it comes if it does.
+func (s *Store) obtain(ctx context.Context, src *source, l *layer, t *tracker, progress func(int64)) error {
+	st := newStream(s.content)
+	unpacked := make(chan error, 1)
+	go func() {
+		defer st.leave()
+		unpacked <- s.unpackLayer(ctx, l, st)
+	}()
+	err := s.download(ctx, src, st, l.desc, progress)
+	st.finish(l.desc.Size, err)
+	if err != nil {
+		// A blob that is not what it should be fails to unpack as well, but
+		// this is why.
+		<-unpacked
+		return fmt.Errorf("failed to pull layer %s: %w", l.desc.Digest, err)
+	}
+	t.layer(l.index, LayerUnpacking, l.desc.Size)
+	if err = <-unpacked; errors.Is(err, errNotStreamed) {
+		err = s.unpackStored(ctx, l, t)
+	}
+	if err != nil {
+		return fmt.Errorf("failed to extract layer %s: %w", l.desc.Digest, err)
+	}
+	t.layer(l.index, LayerDone, l.desc.Size)
+	return nil
+}
+
+// unpackStored unpacks a layer whose blob is in the store, from the beginning.
+func (s *Store) unpackStored(ctx context.Context, l *layer, t *tracker) error {
 	if err := s.unpacks.Acquire(ctx, 1); err != nil {
 		return context.Cause(ctx)
 	}
 	defer s.unpacks.Release(1)
+	if err := removeChildren(l.dir); err != nil {
+		return err
+	}
 	t.layer(l.index, LayerUnpacking, 0)
 	blob, err := s.content.ReaderAt(ctx, l.desc)
 	if err != nil {
 		return err
 	}
 	defer blob.Close()
-	counted := &progressReader{r: content.NewReader(blob), report: func(n int64) { t.advance(l.index, n) }}
-	stream, err := decompress(counted)
+	return s.unpackLayer(ctx, l, &progressReader{r: content.NewReader(blob), report: func(n int64) { t.advance(l.index, n) }})
+}
+
+// unpackLayer applies a blob to the directory of l and verifies that its
+// content is what the image's configuration says.
+func (s *Store) unpackLayer(ctx context.Context, l *layer, blob io.Reader) error {
+	stream, err := decompress(blob)
 	if err != nil {
 		return fmt.Errorf("decompressing: %w", err)
 	}
@@ -161,17 +192,22 @@ func (s *Store) unpackLayer(ctx context.Context, l *layer, t *tracker) error {
 
 	digester := l.diffID.Algorithm().Digester()
 	tee := bufio.NewReaderSize(io.TeeReader(stream, digester.Hash()), 256<<10)
-	l.result, err = unpack.Apply(ctx, dir, tee, unpack.Options{Base: l.index == 0})
+	result, err := unpack.Apply(ctx, dir, tee, unpack.Options{Base: l.index == 0})
 	if err != nil {
 		return err
 	}
-	// The digest covers what follows the end of the archive, too.
-	if _, err := io.Copy(io.Discard, tee); err != nil {
-		return fmt.Errorf("reading to the end: %w", err)
+	// The digests cover what follows the end of the archive, too.
+	for _, r := range []io.Reader{tee, blob} {
+		if _, err := io.Copy(io.Discard, r); err != nil {
+			result.Close()
+			return fmt.Errorf("reading to the end: %w", err)
+		}
 	}
 	if got := digester.Digest(); got != l.diffID {
+		result.Close()
 		return fmt.Errorf("wrong diff id %q calculated on extraction, the image's configuration says %q: %w", got, l.diffID, errdefs.ErrDataLoss)
 	}
+	l.result = result
 	return nil
 }
 

@@ -95,6 +95,7 @@ func (s *Store) pull(ctx context.Context, named reference.Named, auth *Auth, p p
 	if err != nil {
 		return nil, fmt.Errorf("failed to resolve reference %q: %w", named, err)
 	}
+	defer src.close()
 	c, err := s.fetchTree(ctx, src, src.target, p)
 	if err != nil {
 		return nil, err

@@ -99,21 +99,23 @@ func (s *Store) resolveAt(ctx context.Context, named reference.Named, ps sysregi
 	} else {
 		auth = nil
 	}
-	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: s.hosts(ctx, at, auth, ps.Endpoint.Insecure)})
+	src := &source{}
+	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: s.hosts(ctx, src, at, auth, ps.Endpoint.Insecure)})
 	name, desc, err := resolver.Resolve(ctx, at.String())
+	if err == nil {
+		src.target = desc
+		src.fetcher, err = resolver.Fetcher(ctx, name)
+	}
 	if err != nil {
+		src.close()
 		return nil, err
 	}
-	f, err := resolver.Fetcher(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	return &source{target: desc, fetcher: f}, nil
+	return src, nil
 }
 
 // hosts says how to reach a registry: hosts.toml and certificates of CertsDirs,
-// credentials, and limits to our patience.
-func (s *Store) hosts(ctx context.Context, ref reference.Named, auth *Auth, insecure bool) docker.RegistryHosts {
+// credentials, and limits to our patience. Its connections belong to src.
+func (s *Store) hosts(ctx context.Context, src *source, ref reference.Named, auth *Auth, insecure bool) docker.RegistryHosts {
 	domain := reference.Domain(ref)
 	opts := hostconfig.HostOptions{
 		HostDir: func(host string) (string, error) {
@@ -132,6 +134,7 @@ func (s *Store) hosts(ctx context.Context, ref reference.Named, auth *Auth, inse
 			return s.configuredCredentials(host, ref)
 		},
 		UpdateClient: func(c *http.Client) error {
+			src.own(c.Transport)
 			c.Transport = &patient{next: c.Transport, limit: s.cfg.StallTimeout}
 			return nil
 		},

@@ -473,6 +473,51 @@ func TestSharedLayers(t *testing.T) {
 	}
 }
 
+// TestBlobInOtherPlaces has one blob as several layers: in one image, and in
+// another on top of something else, where it must be unpacked again without
+// being downloaded.
+func TestBlobInOtherPlaces(t *testing.T) {
+	ctx := context.Background()
+	f := newFake(t)
+	shared, other := layerTar(t, file("shared", "s")), layerTar(t, file("other", "o"))
+	s := openStore(t, testConfig(t))
+	for i, layers := range [][][]byte{{shared, shared, other, shared}, {other, shared}, {shared}} {
+		b := build(t, gz, ocispec.ImageConfig{}, layers...)
+		img, err := s.Pull(ctx, f.add("a", fmt.Sprint(i), b), PullOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		dirs, err := s.Layers(ctx, img.ID, fmt.Sprint("c", i))
+		if err != nil || len(dirs) != len(layers) {
+			t.Fatal(dirs, err)
+		}
+		for j, d := range dirs {
+			name := "shared"
+			if bytes.Equal(layers[len(layers)-1-j], other) {
+				name = "other"
+			}
+			if got, err := os.ReadFile(filepath.Join(d, name)); err != nil || string(got) != name[:1] {
+				t.Errorf("image %d, layer %s: %q %v", i, d, got, err)
+			}
+		}
+	}
+	if n := f.blobGets.Load(); n != 2+3 {
+		t.Errorf("%d blobs were fetched, want 2 layers and 3 configurations", n)
+	}
+}
+
+func TestTooManyLayers(t *testing.T) {
+	f := newFake(t)
+	l := layerTar(t, file("f", ""))
+	layers := make([][]byte, maxLayers+1)
+	for i := range layers {
+		layers[i] = l
+	}
+	s := openStore(t, testConfig(t))
+	_, err := s.Pull(context.Background(), f.add("a", "b", build(t, plain, ocispec.ImageConfig{}, layers...)), PullOptions{})
+	wantErr(t, err, errdefs.ErrInvalidArgument, "481 layers")
+}
+
 func TestMultiArchAndDigest(t *testing.T) {
 	f := newFake(t)
 	var idx ocispec.Index
