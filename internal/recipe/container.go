@@ -53,6 +53,8 @@ type ContainerSpec struct {
 	// PrivateProc mounts a new procfs at /proc: of the container's PID
 	// namespace, whichever that is. Without it there is no /proc.
 	PrivateProc bool
+	// MountLabel is the SELinux label of what is in /dev/mqueue; "" sets none.
+	MountLabel string
 	// Sysfs mounts the pod's sysfs at /sys: "ro", "rw", or "" for none.
 	Sysfs string
 	// Cgroupfs is mounted after sysfs, at and below /sys/fs/cgroup.
@@ -219,7 +221,7 @@ func (c *container) dev() {
 		in("shm", "mounting /dev/shm", c.clone("mounting /dev/shm", pauseShm))
 	}
 	if s.Mqueue && !c.replaced("/dev/mqueue") {
-		_, mqueue := c.newFS("mounting /dev/mqueue", "mqueue", safeFS)
+		_, mqueue := c.newFS("mounting /dev/mqueue", "mqueue", safeFS, labelled(s.MountLabel)...)
 		in("mqueue", "mounting /dev/mqueue", mqueue)
 	}
 	c.console(dev)

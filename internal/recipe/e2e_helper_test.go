@@ -49,8 +49,6 @@ func testContext(t testing.TB) context.Context {
 	return ctx
 }
 
-func osFile(fd int) *os.File { return os.NewFile(uintptr(fd), "busybox") }
-
 func must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)

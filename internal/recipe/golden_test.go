@@ -77,6 +77,7 @@ func goldens(t *testing.T) map[string]func() (*Recipe, error) {
 			s.NoNewPrivs = false
 			s.Effective, s.Permitted, s.Inheritable, s.Ambient = 1<<unix.CAP_KILL, 1<<unix.CAP_KILL, 1<<unix.CAP_KILL, 1<<unix.CAP_KILL
 			s.AppArmor, s.SELinuxLabel = "unipod-default", "system_u:system_r:container_t:s0:c1,c2"
+			s.MountLabel = "system_u:object_r:container_file_t:s0:c1,c2"
 			s.Rlimits = []Rlimit{{unix.RLIMIT_NOFILE, 1024, math.MaxUint64}}
 			s.Umask = ptr(uint32(0o77))
 			s.Mounts = []Mount{{Source: f, Target: "/dev/shm"}, {Source: f, Target: "/proc/cpuinfo", File: true}}

@@ -28,6 +28,8 @@ type SandboxSpec struct {
 	// namespace then keeps a procfs and a sysfs, without which the kernel
 	// lets nobody in that user namespace mount new ones.
 	UserNS bool
+	// MountLabel is the SELinux label of what is in /dev/shm; "" sets none.
+	MountLabel string
 	// CgroupProcs are cgroup.procs files, open for writing, of the cgroups
 	// to enter.
 	CgroupProcs []*os.File
@@ -62,6 +64,7 @@ func Sandbox(spec SandboxSpec) (*Recipe, error) {
 	b.Call("leaving the host's mounts", unix.SYS_MOUNT_SETATTR, cwd, Str("/"), Int(unix.AT_RECURSIVE),
 		MountAttr{Propagation: unix.MS_PRIVATE}, Int(mountAttrSize))
 	_, proc := b.newFS("mounting proc for the pod", "proc", safeFS)
+	proc.explained(visible("mounting proc for the pod", "/proc"))
 	if spec.OOMScoreAdj != nil {
 		b.oomScoreAdj(proc, *spec.OOMScoreAdj)
 	}
@@ -99,7 +102,8 @@ func (b *Builder) emptyRoot(spec SandboxSpec, proc Arg) {
 		b.Call(why, unix.SYS_MOUNT_SETATTR, null, Str(""), Int(unix.AT_EMPTY_PATH),
 			MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC}, Int(mountAttrSize))
 		b.Call(why, unix.SYS_MKNODAT, root, Str(pauseNull[1:]), Int(unix.S_IFREG|0o644), Int(0))
-		_, sys = b.newFS("mounting sysfs for the pod", "sysfs", unix.MOUNT_ATTR_RDONLY|safeFS)
+		_, made := b.newFS("mounting sysfs for the pod", "sysfs", unix.MOUNT_ATTR_RDONLY|safeFS)
+		sys = made.explained(visible("mounting sysfs for the pod", "/sys"))
 		b.mkdir(why, root, "sys")
 	} else {
 		// CVE-2025-31133: what masks a path is a null device we made
@@ -110,8 +114,8 @@ func (b *Builder) emptyRoot(spec SandboxSpec, proc Arg) {
 	case spec.HostIPCShm:
 		shm = b.clone("sharing the host's /dev/shm", "/dev/shm")
 	case spec.ShmSize > 0:
-		_, shm = b.newFS("making the pod's /dev/shm", "tmpfs", safeFS, fsOption{"mode", "1777"},
-			fsOption{"size", strconv.FormatInt(spec.ShmSize, 10)}, fsOption{"source", "shm"})
+		_, shm = b.newFS("making the pod's /dev/shm", "tmpfs", safeFS, labelled(spec.MountLabel, fsOption{"mode", "1777"},
+			fsOption{"size", strconv.FormatInt(spec.ShmSize, 10)}, fsOption{"source", "shm"})...)
 	}
 	if shm != nil {
 		b.mkdir(why, root, pauseShm[1:])
@@ -129,6 +133,25 @@ func (b *Builder) emptyRoot(spec SandboxSpec, proc Arg) {
 	}
 	b.configure(why, tmpfs, fsOption{"ro", ""})
 	b.Call(why, unix.SYS_FSCONFIG, tmpfs, Int(unix.FSCONFIG_CMD_RECONFIGURE), Int(0), Int(0), Int(0))
+}
+
+// visible says what the kernel means when it refuses a user namespace a new
+// procfs or sysfs: it would show more than the one that is there.
+func visible(why, at string) func(unix.Errno) string {
+	return func(e unix.Errno) string {
+		if e == unix.EPERM {
+			return fmt.Sprintf("%s: %v (a user namespace needs a %s on the node without anything mounted over parts of it)", why, e, at)
+		}
+		return fmt.Sprintf("%s: %v", why, e)
+	}
+}
+
+// labelled adds the SELinux label of all files to a file system's options.
+func labelled(label string, options ...fsOption) []fsOption {
+	if label != "" {
+		options = append(options, fsOption{"context", label})
+	}
+	return options
 }
 
 // pivot makes an attached mount the root directory and lets go of the old one.
