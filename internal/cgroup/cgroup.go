@@ -66,6 +66,9 @@ type Hierarchy struct {
 
 	mu    sync.Mutex
 	bases map[string]bool // parents known to exist in every tree
+	// trim keeps empty parents from being removed while a group is made in
+	// them.
+	trim sync.RWMutex
 }
 
 // Open finds the control groups of this machine.
@@ -231,6 +234,8 @@ func (g *Group) Create(r Resources) (err error) {
 			return err
 		}
 	}
+	g.h.trim.RLock()
+	defer g.h.trim.RUnlock()
 	if err := g.h.ensureBase(g.base); err != nil {
 		return err
 	}
@@ -361,7 +366,8 @@ const (
 	removeDelay = 64 * time.Millisecond
 )
 
-// Remove removes the group and every group in it. Its processes must be dead
+// Remove removes the group and every group in it, and a pod's parents up to the
+// Hierarchy's root if they are then empty; those of a kubelet are its own. Its processes must be dead
 // (see Kill); one that is still on its way out is waited for, up to a second.
 // A group that isn't there is no error.
 func (g *Group) Remove() error {
@@ -372,6 +378,9 @@ func (g *Group) Remove() error {
 	errs = append(errs, removeTree(g.h.unified.dir+g.path))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("removing cgroup %s: %w", g.path, err)
+	}
+	if g.pod {
+		g.h.trimBase(g.base)
 	}
 	return nil
 }

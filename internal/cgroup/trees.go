@@ -184,6 +184,28 @@ func (h *Hierarchy) forgetBase(base string) {
 	delete(h.bases, base)
 }
 
+// trimBase removes the groups pods were made in when nothing is left in them.
+// Only those below our own root are ours. The kernel refuses what isn't empty.
+func (h *Hierarchy) trimBase(base string) {
+	root, err := cleanParent(h.root)
+	if h.driver != DriverCgroupfs || err != nil {
+		return
+	}
+	h.trim.Lock()
+	defer h.trim.Unlock()
+	for ; strings.HasPrefix(base, root+"/"); base = path.Dir(base) {
+		// The unified tree first: on v2 it is the only one, on v1 the last to
+		// be made.
+		if err := unix.Rmdir(h.unified.dir + base); err != nil && !errors.Is(err, unix.ENOENT) {
+			return
+		}
+		h.forgetBase(base)
+		for _, t := range h.trees {
+			unix.Rmdir(t.dir + base)
+		}
+	}
+}
+
 // enableControllers gives the children of a cgroup v2 directory every
 // controller it has itself.
 func enableControllers(dir string) error {

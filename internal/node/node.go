@@ -190,8 +190,8 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 
 func openNetwork(ctx context.Context, cfg Config) (network.Plugin, error) {
 	if cfg.CNI != "" {
-		return network.OpenCNI(ctx, network.CNIConfig{
-			StateDir: filepath.Join(cfg.Root, "cni"), ConfDir: cfg.CNI, BinDirs: cfg.CNIBin, Logger: cfg.Log,
+		return network.OpenCNI(network.CNIConfig{
+			RunDir: filepath.Join(cfg.Run, "cni"), ConfDir: cfg.CNI, BinDirs: cfg.CNIBin, Logger: cfg.Log,
 		})
 	}
 	nc := network.Config{

@@ -30,6 +30,7 @@ type sandbox struct {
 	conn  *pause.Conn // nil once stopped
 	execs map[string]chan<- pause.Exit
 	group *cgroup.Group // the pod's
+	stops bool          // StopPodSandbox is at work: the end of pause is expected
 	ended chan struct{} // closed once pause is gone and the containers' ends are recorded
 }
 
@@ -197,7 +198,7 @@ func (s *sandbox) forget(conn *pause.Conn, id string) {
 func (s *sandbox) died() {
 	now := time.Now()
 	s.mu.Lock()
-	unexpected := s.rec.StoppedAt.IsZero() && s.rec.Ready
+	unexpected := !s.stops
 	for id, w := range s.execs {
 		delete(s.execs, id)
 		close(w)

@@ -35,6 +35,7 @@ func (r *Runtime) StopPodSandbox(ctx context.Context, req *runtimeapi.StopPodSan
 func (r *Runtime) stopSandbox(ctx context.Context, s *sandbox) error {
 	s.mu.Lock()
 	conn, stopped := s.conn, !s.rec.StoppedAt.IsZero()
+	s.stops = true
 	s.mu.Unlock()
 	if stopped {
 		return nil

@@ -28,10 +28,8 @@ func (r *Runtime) Version(context.Context, *runtimeapi.VersionRequest) (*runtime
 func (r *Runtime) Status(ctx context.Context, req *runtimeapi.StatusRequest) (_ *runtimeapi.StatusResponse, err error) {
 	defer toGRPC(&err)
 	network := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
-	if check, ok := r.cfg.Network.(interface{ Ready() error }); ok {
-		if err := check.Ready(); err != nil {
-			network.Status, network.Reason, network.Message = false, "NetworkPluginNotReady", err.Error()
-		}
+	if err := r.cfg.Network.Ready(ctx); err != nil {
+		network.Status, network.Reason, network.Message = false, "NetworkPluginNotReady", err.Error()
 	}
 	features := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true, UserNamespaces: true}
 	resp := &runtimeapi.StatusResponse{
