@@ -35,6 +35,8 @@ type Options struct {
 	Parallel int    // pods started at the same time
 	Hold     int    // pods held for the memory figure; 0 leaves it out
 	Image    string // present in the runtime, with sleep and true in it
+	Pulls    int    // of the image Pull, which is removed after each; 0 leaves it out
+	Pull     string
 }
 
 // A Subject is a runtime to be measured.
@@ -92,7 +94,7 @@ func Measure(ctx context.Context, s Subject, o Options) (f *Figures, err error) 
 	for _, part := range []struct {
 		name string
 		do   func(context.Context, *Figures) error
-	}{{"phases", m.phases}, {"pods per second", m.burst}, {"memory", m.memory}} {
+	}{{"phases", m.phases}, {"pods per second", m.burst}, {"memory", m.memory}, {"pull", m.pull}} {
 		if perr := part.do(ctx, f); perr != nil {
 			f.Failed = append(f.Failed, part.name+": "+perr.Error())
 			if serr := m.sweep(context.WithoutCancel(ctx)); serr != nil {
@@ -270,18 +272,28 @@ func (m *measurer) memory(ctx context.Context, f *Figures) error {
 	if m.opts.Hold == 0 {
 		return nil
 	}
-	before, err := snapshot(m.PID)
+	before, err := runtimeMemory(m.PID)
 	if err != nil {
 		return err
 	}
 	pods, _, err := m.hold(ctx, "hold", m.opts.Hold, m.opts.Parallel)
 	if err == nil {
-		var after *memory
-		if after, err = snapshot(m.PID); err == nil {
-			f.BytesPerPod = after.since(before) / int64(m.opts.Hold)
-		}
+		f.BytesPerPod, err = m.perPod(pods, before)
 	}
 	return errors.Join(err, m.drop(context.WithoutCancel(ctx), pods, m.opts.Parallel))
+}
+
+func (m *measurer) perPod(pods []*running, before int64) (int64, error) {
+	after, err := runtimeMemory(m.PID)
+	if err != nil {
+		return 0, err
+	}
+	var ids []string
+	for _, p := range pods {
+		ids = append(ids, p.sandbox)
+	}
+	own, err := podMemory(ids)
+	return (own + max(after-before, 0)) / int64(len(pods)), err
 }
 
 // sweep removes whatever the bench left in the runtime.

@@ -2,6 +2,8 @@ package bench
 
 import (
 	"encoding/json"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -77,5 +79,50 @@ podman, not measured: memory: it has none
 `
 	if b.String() != want {
 		t.Errorf("got:\n%s\nwant:\n%s", b.String(), want)
+	}
+}
+
+// The registry serves what an OCI client asks for, digests and all.
+func TestRegistry(t *testing.T) {
+	r, err := NewRegistry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	host, path, _ := strings.Cut(r.Ref(), "/")
+	repo, tag, _ := strings.Cut(path, ":")
+	get := func(kind, name string) []byte {
+		resp, err := http.Get("http://" + host + "/v2/" + repo + "/" + kind + "/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode != http.StatusOK {
+			t.Fatalf("%s %s: %s, %v", kind, name, resp.Status, err)
+		}
+		if d := resp.Header.Get("Docker-Content-Digest"); d != "sha256:"+digest(b) {
+			t.Errorf("%s %s: digest %s", kind, name, d)
+		}
+		return b
+	}
+	var manifest struct {
+		Config struct{ Digest string }
+		Layers []struct {
+			Digest string
+			Size   int
+		}
+	}
+	if err := json.Unmarshal(get("manifests", tag), &manifest); err != nil {
+		t.Fatal(err)
+	}
+	get("blobs", manifest.Config.Digest)
+	if len(manifest.Layers) != pullLayers {
+		t.Fatalf("%d layers", len(manifest.Layers))
+	}
+	for _, l := range manifest.Layers {
+		if got := len(get("blobs", l.Digest)); got != l.Size {
+			t.Errorf("layer of %d bytes, want %d", got, l.Size)
+		}
 	}
 }

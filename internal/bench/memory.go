@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -14,42 +15,50 @@ import (
 // pod's own and counts for nothing.
 var appCommand = []string{"sleep", "271828182"}
 
-// memory is the proportional set size of every process of the machine.
-type memory struct {
-	pss     map[int]int64
-	runtime int
-}
-
-// snapshot measures all processes. The runtime is measured after a garbage
-// collection when it is this process.
-func snapshot(runtime int) (*memory, error) {
-	if runtime == os.Getpid() {
+// runtimeMemory is the proportional set size of the runtime's process; it is
+// measured after a garbage collection when it is this one.
+func runtimeMemory(pid int) (int64, error) {
+	if pid == 0 {
+		return 0, nil
+	}
+	if pid == os.Getpid() {
 		debug.FreeOSMemory()
 	}
-	m := &memory{pss: map[int]int64{}, runtime: runtime}
+	rollup, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "smaps_rollup"))
+	if err != nil {
+		return 0, fmt.Errorf("the runtime's memory: %w", err)
+	}
+	return pssOf(rollup), nil
+}
+
+// podMemory is the proportional set size of the processes that belong to
+// sandboxes, by the sandbox's ID in their control group (a pause process) or
+// command line (a shim), but for the containers' own.
+func podMemory(sandboxes []string) (int64, error) {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
+	var sum int64
 	for _, dir := range dirs {
-		pid, err := strconv.Atoi(filepath.Base(dir))
-		if err != nil {
-			continue
-		}
 		cmdline, err := os.ReadFile(filepath.Join(dir, "cmdline"))
 		if err != nil || isApp(cmdline) {
 			continue
 		}
+		groups, err := os.ReadFile(filepath.Join(dir, "cgroup"))
+		if err != nil {
+			continue // it has ended
+		}
+		if !slices.ContainsFunc(sandboxes, func(id string) bool { return bytes.Contains(cmdline, []byte(id)) || bytes.Contains(groups, []byte(id)) }) {
+			continue
+		}
 		rollup, err := os.ReadFile(filepath.Join(dir, "smaps_rollup"))
 		if err != nil {
-			continue // a kernel thread, or one that ended
+			continue
 		}
-		m.pss[pid] = pssOf(rollup)
+		sum += pssOf(rollup)
 	}
-	if runtime != 0 && m.pss[runtime] == 0 {
-		return nil, fmt.Errorf("the memory of process %d can't be read (root can)", runtime)
-	}
-	return m, nil
+	return sum, nil
 }
 
 func isApp(cmdline []byte) bool {
@@ -66,18 +75,4 @@ func pssOf(rollup []byte) int64 {
 		}
 	}
 	return 0
-}
-
-// since is what the processes that are new use, and what the runtime grew by.
-func (m *memory) since(before *memory) int64 {
-	var sum int64
-	for pid, pss := range m.pss {
-		if _, old := before.pss[pid]; !old {
-			sum += pss
-		}
-	}
-	if m.runtime != 0 {
-		sum += max(m.pss[m.runtime]-before.pss[m.runtime], 0)
-	}
-	return sum
 }

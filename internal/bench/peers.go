@@ -15,7 +15,7 @@ import (
 	"unipod.dev/unipod/internal/cri"
 )
 
-// ContainerdSocket is where containerd serves the CRI.
+// ContainerdSocket is where containerd usually serves the CRI.
 const ContainerdSocket = "/run/containerd/containerd.sock"
 
 // Dial makes a subject of a CRI socket. The caller closes it.
@@ -47,20 +47,20 @@ func peerOf(socket string) int {
 
 // Containerd measures the containerd of this machine through its CRI; nil
 // when there is none.
-func Containerd(ctx context.Context, archive []byte, o Options) (*Figures, error) {
-	if _, err := os.Stat(ContainerdSocket); err != nil {
+func Containerd(ctx context.Context, socket string, archive []byte, o Options) (*Figures, error) {
+	if _, err := os.Stat(socket); err != nil {
 		return nil, nil
 	}
-	if out, err := run(ctx, archive, "ctr", "--namespace", "k8s.io", "images", "import", "-"); err != nil {
+	if out, err := run(ctx, archive, "ctr", "--address", socket, "--namespace", "k8s.io", "images", "import", "-"); err != nil {
 		return nil, fmt.Errorf("loading the image into containerd: %w: %s", err, out)
 	}
-	s, closer, err := Dial(ctx, "containerd", ContainerdSocket)
+	s, closer, err := Dial(ctx, "containerd", socket)
 	if err != nil {
 		return nil, err
 	}
 	defer closer()
 	f, err := Measure(ctx, s, o)
-	_, rerr := run(context.WithoutCancel(ctx), nil, "ctr", "--namespace", "k8s.io", "images", "rm", o.Image)
+	_, rerr := run(context.WithoutCancel(ctx), nil, "ctr", "--address", socket, "--namespace", "k8s.io", "images", "rm", o.Image)
 	return f, errors.Join(err, rerr)
 }
 
@@ -100,7 +100,14 @@ func Podman(ctx context.Context, archive []byte, o Options) (_ *Figures, err err
 	}
 	// The first made what all share.
 	f.PodStart, f.Exec, f.Stop = TimesOf(starts[1:]), TimesOf(execs[1:]), TimesOf(stops[1:])
-	return f, nil
+	f.Pull, err = measurePull(o.Pulls, func() error {
+		_, err := timed(ctx, "podman", "pull", "-q", "--tls-verify=false", o.Pull)
+		return err
+	}, func() error {
+		_, err := timed(last, "podman", "rmi", "-f", o.Pull)
+		return err
+	})
+	return f, err
 }
 
 func timed(ctx context.Context, args ...string) (time.Duration, error) {

@@ -21,12 +21,13 @@ import (
 type benchFlags struct {
 	opts     bench.Options
 	endpoint string
+	socket   string // of containerd
 	alone    bool
 	format   string
 }
 
 func newBench(g *global) *cobra.Command {
-	f := benchFlags{opts: bench.Options{Pods: 50, Burst: 100, Parallel: 8, Hold: 20, Image: bench.ImageName}}
+	f := benchFlags{opts: bench.Options{Pods: 50, Burst: 100, Parallel: 8, Hold: 20, Image: bench.ImageName, Pulls: 3}}
 	cmd := &cobra.Command{
 		Use:   "bench",
 		Short: "Measure how fast pods are on this machine",
@@ -41,8 +42,8 @@ instead of unipod; --image must then be there, with sleep and true in it.`,
   unipod bench --pods 200 --alone -o json > figures.json
   unipod bench --endpoint /run/crio/crio.sock --image docker.io/library/busybox:1`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if f.opts.Pods < 1 || f.opts.Parallel < 1 || f.opts.Burst < 0 || f.opts.Hold < 0 {
-				return usage("--pods and --parallel must be at least 1, --burst and --hold not negative")
+			if f.opts.Pods < 1 || f.opts.Parallel < 1 || min(f.opts.Burst, f.opts.Hold, f.opts.Pulls) < 0 {
+				return usage("--pods and --parallel must be at least 1, --burst, --hold and --pulls not negative")
 			}
 			return g.bench(cmd, f)
 		},
@@ -52,6 +53,8 @@ instead of unipod; --image must then be there, with sleep and true in it.`,
 	fl.IntVar(&f.opts.Burst, "burst", f.opts.Burst, "pods to start --parallel at a time; 0 for none")
 	fl.IntVar(&f.opts.Parallel, "parallel", f.opts.Parallel, "pods to start at the same time")
 	fl.IntVar(&f.opts.Hold, "hold", f.opts.Hold, "pods to hold for the memory figure; 0 for none")
+	fl.IntVar(&f.opts.Pulls, "pulls", f.opts.Pulls, "times to pull an image of 4 layers and 160 MB; 0 for none")
+	fl.StringVar(&f.socket, "containerd", bench.ContainerdSocket, "containerd's CRI socket")
 	fl.StringVar(&f.endpoint, "endpoint", "", "measure the runtime behind this CRI socket")
 	fl.StringVar(&f.opts.Image, "image", f.opts.Image, "image to run, with --endpoint")
 	fl.BoolVar(&f.alone, "alone", false, "no peers, only unipod and the floor")
@@ -76,13 +79,21 @@ func (g *global) bench(cmd *cobra.Command, f benchFlags) error {
 	if err != nil {
 		return err
 	}
+	if f.opts.Pulls > 0 {
+		registry, err := bench.NewRegistry()
+		if err != nil {
+			return err
+		}
+		defer registry.Close()
+		f.opts.Pull = registry.Ref()
+	}
 	var failed error
 	for _, subject := range []struct {
 		name string
 		do   func() (*bench.Figures, error)
 	}{
 		{"unipod", func() (*bench.Figures, error) { return g.benchSelf(ctx, archive, f) }},
-		{"containerd", func() (*bench.Figures, error) { return bench.Containerd(ctx, archive, f.opts) }},
+		{"containerd", func() (*bench.Figures, error) { return bench.Containerd(ctx, f.socket, archive, f.opts) }},
 		{"podman", func() (*bench.Figures, error) { return bench.Podman(ctx, archive, f.opts) }},
 	} {
 		if subject.name != "unipod" && (f.alone || f.endpoint != "") {
