@@ -112,7 +112,7 @@ func mountTmpfs(dir string, size int64) (fresh bool, err error) {
 	if there {
 		return false, resizeTmpfs(dir, size)
 	}
-	options := []sys.Option{{Key: "mode", Value: "1777"}}
+	options := []sys.Option{{Key: "source", Value: "tmpfs"}, {Key: "mode", Value: "1777"}}
 	if size > 0 {
 		options = append(options, sys.Option{Key: "size", Value: fmt.Sprint(size)})
 	}
