@@ -86,6 +86,25 @@ func TestProcRedirects(t *testing.T) {
 func TestWorkingDirectoryTricks(t *testing.T) {
 	p := plainPod(t)
 	host, untouched := hostDir(t)
+	// A container whose kept descriptor is a directory of the host: pause has
+	// it open, and so has every child before its execve.
+	root, _ := rootfs(t, nil)
+	sleeper, err := recipe.Container(p.spec(root, "exec sleep 100"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := p.start(sleeper, nil, pause.SpawnRequest{Cloneflags: containerNamespaces, Keep: []*os.File{keep(t, must(os.Open(host)), nil)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	inherited := false
+	for n := range 24 {
+		to, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", p.conn.PID(), n))
+		inherited = inherited || to == host
+	}
+	if !inherited {
+		t.Error("pause doesn't have the directory open: nothing is tested")
+	}
 	start := func(cwd, link string) (result, error) {
 		root, _ := rootfs(t, func(upper string) {
 			if link != "" {
@@ -127,12 +146,7 @@ func TestWorkingDirectoryTricks(t *testing.T) {
 	untouched()
 
 	// An exec, after the container has exchanged the directory.
-	root, _ := rootfs(t, nil)
-	c, err := p.launch(p.spec(root, "exec sleep 100"), containerNamespaces)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for n := range 16 {
+	for n := range 24 {
 		run, err := p.exec(c, process(fmt.Sprintf("rm -f /wd; ln -s /proc/self/fd/%d /wd", n)), nil)
 		if err != nil {
 			t.Fatal(err)
@@ -144,8 +158,6 @@ func TestWorkingDirectoryTricks(t *testing.T) {
 			t.Errorf("exec started in descriptor %d: %+v", n, run.wait())
 		}
 	}
-	unix.PidfdSendSignal(int(c.Pidfd.Fd()), unix.SIGKILL, nil, 0)
-	c.wait()
 }
 
 // TestLeakedDescriptors: CVE-2016-9962, CVE-2024-21626.
