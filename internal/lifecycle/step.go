@@ -238,13 +238,13 @@ func (s *step) makeStatus(terminal bool) v1.PodStatus {
 func (s *step) phase(status *v1.PodStatus, terminal bool) {
 	old := s.status
 	status.Phase = podPhase(s.pod, status, terminal, s.initializedInSandbox())
-	if !ended(status.Phase) {
-		// A pod that has ended never comes back to life.
-		switch {
-		case ended(old.Phase):
-			status.Phase = old.Phase
-		case ended(s.pod.Status.Phase):
-			status.Phase = s.pod.Status.Phase
+	if !ended(status.Phase) && ended(old.Phase) {
+		status.Phase = old.Phase
+	}
+	// What was published as the end is final.
+	for _, public := range []v1.PodPhase{s.pod.Status.Phase, s.shown.Phase} {
+		if ended(public) {
+			status.Phase = public
 		}
 	}
 	if status.Phase == old.Phase {

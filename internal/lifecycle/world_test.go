@@ -37,6 +37,7 @@ type world struct {
 	gone   bool
 	inputs []Input // to check purity
 	states []State
+	watch  *watch // of a fuzzed world
 }
 
 type appointment struct {
@@ -119,11 +120,20 @@ func (w *world) step() time.Duration {
 	view := w.view
 	view.Sandboxes = slices.Clone(view.Sandboxes)
 	view.Containers = slices.Clone(view.Containers)
+	if w.watch != nil {
+		for _, e := range w.events {
+			if s, ok := e.(Started); ok {
+				w.watch.started(s.Container)
+			}
+		}
+	}
 	in := Input{Now: w.time(), Pod: w.pod.DeepCopy(), View: view, Events: w.events, HostIPs: []string{"192.0.2.1"}}
 	w.events = nil
 	before := w.state
 	state, out := Step(before, in)
-	w.inputs, w.states = append(w.inputs, in), append(w.states, before)
+	if w.watch == nil {
+		w.inputs, w.states = append(w.inputs, in), append(w.states, before)
+	}
 	w.state = state
 	for _, r := range out.Records {
 		name := ""
@@ -133,7 +143,13 @@ func (w *world) step() time.Duration {
 		w.say("  * %s%s %s", name, r.Reason, r.Message)
 	}
 	w.tell(&out.Status)
+	if w.watch != nil {
+		w.watch.status(&out.Status)
+	}
 	for _, a := range out.Actions {
+		if w.watch != nil {
+			w.watch.action(a)
+		}
 		w.perform(a)
 	}
 	w.schedule(out.Probes)
