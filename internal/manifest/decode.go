@@ -2,12 +2,15 @@ package manifest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -212,10 +215,65 @@ func (r *reader) strict(it *item, into any) bool {
 // typeError reports a value of the wrong type.
 func (r *reader) typeError(it *item, err error) {
 	if te, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		r.fail(it, te.Field, errdefs.ErrInvalidArgument, "expected %s, got %s", inWords(te.Type), te.Value)
+		r.fail(it, wrongValue(it.json, te), errdefs.ErrInvalidArgument, "expected %s, got %s", inWords(te.Type), te.Value)
 		return
 	}
 	r.fail(it, "", errdefs.ErrInvalidArgument, "%s", strings.TrimPrefix(err.Error(), "json: "))
+}
+
+// wrongValue is the path of the value that a type error is about. The error
+// itself leaves out the indexes of lists and the keys of maps; the first value
+// of the type that it complains of is the one that ended the decoding.
+func wrongValue(text []byte, te *json.UnmarshalTypeError) string {
+	var tree any
+	if json.Unmarshal(text, &tree) != nil {
+		return te.Field
+	}
+	word, _, _ := strings.Cut(te.Value, " ")
+	var find func(value any, names []string, path string) string
+	find = func(value any, names []string, path string) string {
+		switch value := value.(type) {
+		case []any:
+			if len(names) == 0 && word == "array" {
+				return path
+			}
+			for i, element := range value {
+				if p := find(element, names, fmt.Sprintf("%s[%d]", path, i)); p != "" {
+					return p
+				}
+			}
+		case map[string]any:
+			if len(names) > 0 {
+				return find(value[names[0]], names[1:], join(path, names[0]))
+			}
+			if word == "object" {
+				return path
+			}
+			for _, key := range slices.Sorted(maps.Keys(value)) {
+				if p := find(value[key], nil, path+"["+key+"]"); p != "" {
+					return p
+				}
+			}
+		case string:
+			if len(names) == 0 && word == "string" {
+				return path
+			}
+		case float64:
+			if len(names) == 0 && word == "number" {
+				return path
+			}
+		case bool:
+			if len(names) == 0 && word == "bool" {
+				return path
+			}
+		}
+		return ""
+	}
+	var names []string
+	if te.Field != "" {
+		names = strings.Split(te.Field, ".")
+	}
+	return cmp.Or(find(tree, names, ""), te.Field)
 }
 
 // inWords is the JSON type that a Go type is written as.
