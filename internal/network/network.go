@@ -190,6 +190,9 @@ func Open(_ context.Context, cfg Config) (_ *Network, err error) {
 	return n, nil
 }
 
+// Ready is always nil: what a pod needs is made when the first one comes.
+func (n *Network) Ready(context.Context) error { return nil }
+
 // Close waits for what Teardown left to be done behind it and releases the
 // Network's own resources. Pods keep their network.
 func (n *Network) Close() error {

@@ -21,6 +21,8 @@ type Plugin interface {
 	// Reconcile disconnects every pod not in live and repairs what the
 	// others need. To be called after a start, before Setup.
 	Reconcile(ctx context.Context, live map[string]bool) error
+	// Ready tells why Setup can't work now, if it can't.
+	Ready(context.Context) error
 	// Loopback brings lo up in a namespace that Setup is not called for.
 	Loopback(ns *os.File) error
 	// Stats reads the counters of a namespace's interfaces.

@@ -64,37 +64,59 @@ func (s store) remove(name string) error {
 	return err
 }
 
-// records reads every record. A file that can't be read is an error: the
-// addresses it holds would be given out twice.
-func (s store) records() (map[string]*record, error) {
+// get reads what put wrote; fs.ErrNotExist if there is nothing.
+func (s store) get(name string, value any) error {
+	path := filepath.Join(s.dir, name+recordSuffix)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, value); err != nil {
+		return fmt.Errorf("network record %s is damaged: %w", path, err)
+	}
+	return nil
+}
+
+// names lists the records and removes what is left of writes that a crash
+// ended: what they were to replace counts.
+func (s store) names() ([]string, error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
 		return nil, err
 	}
-	all := make(map[string]*record)
+	var all []string
 	for _, e := range entries {
 		path := filepath.Join(s.dir, e.Name())
 		if strings.HasSuffix(path, newSuffix) {
-			// A write that a crash ended: what it was to replace counts.
 			if err := os.Remove(path); err != nil {
 				return nil, err
 			}
 			continue
 		}
-		id, ok := strings.CutSuffix(e.Name(), recordSuffix)
+		name, ok := strings.CutSuffix(e.Name(), recordSuffix)
 		if !ok {
 			return nil, fmt.Errorf("%s is not a network record: remove it", path)
 		}
-		data, err := os.ReadFile(path)
-		if err != nil {
+		all = append(all, name)
+	}
+	return all, nil
+}
+
+// records reads every pod's record. One that can't be read is an error: the
+// addresses it holds would be given out twice.
+func (s store) records() (map[string]*record, error) {
+	ids, err := s.names()
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[string]*record)
+	for _, id := range ids {
+		r := new(record)
+		if err := s.get(id, r); err != nil {
 			return nil, err
 		}
-		r := new(record)
-		if err := json.Unmarshal(data, r); err != nil {
-			return nil, fmt.Errorf("network record %s is damaged: %w", path, err)
-		}
 		if r.Version != recordVersion || r.ID != id {
-			return nil, fmt.Errorf("network record %s: unexpected version %d or ID %q", path, r.Version, r.ID)
+			return nil, fmt.Errorf("network record of pod %s: unexpected version %d or ID %q", id, r.Version, r.ID)
 		}
 		all[id] = r
 	}
