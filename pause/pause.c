@@ -48,8 +48,19 @@ void leave_conversation(void)
 
 /* ---- requests ---- */
 
+static int creator_is_gone(void)
+{
+	struct pollfd p = {.fd = conn};
+	struct timespec_ at_once = {0};
+
+	sys(__NR_ppoll, &p, 1, &at_once, NULL, 0);
+	return p.revents & POLLHUP;
+}
+
 /* pause's own recipe: empty root, sysctls. Whatever it leaves open is closed.
- * Only then can anybody else connect. */
+ * Only then can anybody else connect. A creator that died meanwhile may have a
+ * successor that has already found nobody here: then there must be nobody. If
+ * it dies later, the successor can connect. */
 static int setup(u32 *step)
 {
 	long ret;
@@ -65,8 +76,12 @@ static int setup(u32 *step)
 	stash.n = 0;
 	sys(__NR_close_range, last + 1, ~0u, 0);
 	ret = sys(__NR_listen, LISTENER, 16);
-	ready = !is_error(ret);
-	return (int)-ret;
+	if (is_error(ret))
+		return (int)-ret;
+	if (creator_is_gone())
+		sys(__NR_exit_group, 1);
+	ready = 1;
+	return 0;
 }
 
 /* ---- the connection ---- */

@@ -128,6 +128,13 @@ func Connect(ctx context.Context, dir string) (*Conn, error) {
 	// The answer also proves that the PID still meant pause when we took hold
 	// of it.
 	if err := c.hello(ctx); err != nil {
+		if errdefs.IsUnavailable(err) {
+			select {
+			case <-p.done:
+				err = fmt.Errorf("it has just ended: %w", errdefs.ErrNotFound)
+			case <-time.After(time.Second): // it serves another connection
+			}
+		}
 		c.Close()
 		return nil, fmt.Errorf("connecting to pause in %s: %w", dir, err)
 	}

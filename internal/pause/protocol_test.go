@@ -45,6 +45,9 @@ func (r *rawConn) receive() *message {
 	r.t.Helper()
 	b, oob := make([]byte, 1024), make([]byte, 1024)
 	n, oobn, _, _, err := unix.Recvmsg(r.fd, b, oob, unix.MSG_CMSG_CLOEXEC)
+	for err == unix.EINTR { // SO_RCVTIMEO forbids the kernel to start it again
+		n, oobn, _, _, err = unix.Recvmsg(r.fd, b, oob, unix.MSG_CMSG_CLOEXEC)
+	}
 	if err != nil {
 		r.t.Fatal(err)
 	}

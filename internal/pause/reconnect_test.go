@@ -462,44 +462,65 @@ func endOrphan(t *testing.T, dir string) int {
 	return 1
 }
 
-// A node that dies before pause is set up leaves nothing.
+// A node that dies before pause is set up leaves nothing: neither if it hasn't
+// asked for it, nor if pause is just about it.
 func TestNodeKilledBeforeSetup(t *testing.T) {
 	requireRoot(t)
-	dir, err := os.Open(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dir.Close()
-	listener, err := bind(testContext(t), dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(listener)
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := run(Config{Cloneflags: podNamespaces}, listener, pair)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := newConn(pair[0], p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.hello(testContext(t)); err != nil {
-		t.Fatal(err)
-	}
-	// Nobody else can reach it before it is set up.
-	if _, err := Connect(testContext(t), dir.Name()); !errdefs.IsNotFound(err) {
-		t.Errorf("Connect: %v, want not found", err)
-	}
-	c.Close()
-	select {
-	case <-p.done:
-	case <-time.After(30 * time.Second):
-		p.kill()
-		t.Error("pause lives on")
+	for _, asked := range []bool{false, true} {
+		dir, err := os.Open(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dir.Close()
+		listener, err := bind(testContext(t), dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(listener)
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := run(Config{Cloneflags: podNamespaces}, listener, pair)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := newConn(pair[0], p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.hello(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+		busy, r, w := make(chan error), (*os.File)(nil), (*os.File)(nil)
+		if asked {
+			r, w = pipe(t)
+			setup := new(blob)
+			setup.call(unix.SYS_SETHOSTNAME, setup.str("x"), 1)
+			setup.call(unix.SYS_READ, setup.file(r), setup.bytes(make([]byte, 8)), 1)
+			go func() { busy <- c.prepare(testContext(t), Config{Setup: setup}) }()
+			eventually(t, "pause waits in its recipe", func() bool {
+				call, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", p.pid))
+				return err == nil && strings.HasPrefix(string(call), fmt.Sprint(unix.SYS_READ, " "))
+			})
+		}
+		// Nobody else can reach it before it is set up.
+		if _, err := Connect(testContext(t), dir.Name()); !errdefs.IsNotFound(err) {
+			t.Errorf("Connect: %v, want not found", err)
+		}
+		c.Close()
+		if asked {
+			if err := <-busy; err == nil {
+				t.Error("the SETUP of a lost connection succeeded")
+			}
+			w.WriteString("!")
+		}
+		select {
+		case <-p.done:
+		case <-time.After(30 * time.Second):
+			p.kill()
+			t.Errorf("pause lives on; SETUP was sent: %v", asked)
+		}
 	}
 }
 
