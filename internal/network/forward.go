@@ -22,14 +22,17 @@ const (
 )
 
 // dialPod connects to a pod from the host's namespace.
-func (n *Network) dialPod(network string, to netip.AddrPort) (c net.Conn, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
+func (n *Network) dialPod(ctx context.Context, network string, to netip.AddrPort) (c net.Conn, err error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	err = inNetns(n.ns, func() (err error) {
+	dial := func() (err error) {
 		c, err = new(net.Dialer).DialContext(ctx, network, to.String())
 		return err
-	})
-	return c, err
+	}
+	if n.ownsNS {
+		return c, dial()
+	}
+	return c, inNetns(n.ns, dial)
 }
 
 // accept forwards connections until the listener is closed.

@@ -107,7 +107,8 @@ func (f *infra) lost() {
 	f.made = false
 }
 
-// checkOverlap refuses a pod network that the host already routes elsewhere.
+// checkOverlap refuses a pod network of which the host routes a part
+// elsewhere. (A route to more than the pod network gives way to ours.)
 func (n *Network) checkOverlap(bridge int) error {
 	routes, err := n.handle.RouteList(nil, unix.AF_UNSPEC)
 	if err != nil {
@@ -124,7 +125,7 @@ func (n *Network) checkOverlap(bridge int) error {
 		}
 		route := netip.PrefixFrom(dst, ones)
 		for _, p := range []netip.Prefix{n.cfg.IPv4, n.cfg.IPv6} {
-			if p.IsValid() && p.Overlaps(route) {
+			if p.IsValid() && p.Overlaps(route) && route.Bits() >= p.Bits() {
 				name := fmt.Sprintf("link %d", r.LinkIndex)
 				if l, err := n.handle.LinkByIndex(r.LinkIndex); err == nil {
 					name = l.Attrs().Name

@@ -112,7 +112,7 @@ type Network struct {
 	cfg    Config
 	log    *slog.Logger
 	ns     *os.File // the host's network namespace
-	ownsNS bool
+	ownsNS bool     // ns is the process's own, opened by Open
 	lock   *os.File // exclusive use of RunDir
 
 	host   *conn           // for what every Setup does

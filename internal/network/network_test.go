@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -195,6 +197,14 @@ func TestSetupAgain(t *testing.T) {
 
 func TestSetupFails(t *testing.T) {
 	w := newWorld(t)
+	cancelled, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var midway atomic.Bool
+	w.fault = func(point string) {
+		if point == "connected" && midway.Load() {
+			cancel()
+		}
+	}
 	w.pod("other")
 	before := w.snapshot()
 	occupied := newNetns(t)
@@ -203,8 +213,6 @@ func TestSetupFails(t *testing.T) {
 		attrs.Name = podLink
 		return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
 	})
-	cancelled, cancel := context.WithCancel(t.Context())
-	defer cancel()
 	file, err := os.Open("/proc/self/status")
 	if err != nil {
 		t.Fatal(err)
@@ -224,11 +232,7 @@ func TestSetupFails(t *testing.T) {
 		{"bad protocol", t.Context(), Request{ID: "p", Netns: occupied, Ports: []PortMapping{{HostPort: 1, ContainerPort: 1, Protocol: "ICMP"}}}, `pod p: port 1: protocol "ICMP" is not TCP, UDP or SCTP: invalid argument`},
 		{"twice", t.Context(), Request{ID: "p", Netns: occupied, Ports: []PortMapping{{HostPort: 1, ContainerPort: 1}, {HostPort: 1, ContainerPort: 2}}}, "network of pod p: host port 1/TCP is asked for twice: invalid argument"},
 	} {
-		w.fault = func(point string) {
-			if point == "connected" && c.ctx == cancelled {
-				cancel()
-			}
-		}
+		midway.Store(c.ctx == cancelled)
 		_, err := w.Setup(c.ctx, c.req)
 		if err == nil || !strings.HasPrefix(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want %s", c.name, err, c.want)
@@ -536,6 +540,121 @@ func TestOverlap(t *testing.T) {
 	_, err := w.Setup(t.Context(), Request{ID: "p", Netns: newNetns(t)})
 	if err == nil || !strings.Contains(err.Error(), "the pod network 192.0.0.0/16 overlaps 192.0.2.0/24, which this host routes through uplink") {
 		t.Errorf("error %v, want the clash of networks", err)
+	}
+}
+
+func TestOneFamily(t *testing.T) {
+	for name, prefix := range map[string]netip.Prefix{"IPv4": DefaultIPv4, "IPv6": DefaultIPv6} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.Close()
+			host, outside, local := hostIP4, outsideIP4, "127.0.0.1"
+			if prefix.Addr().Is4() {
+				w.cfg.IPv4 = prefix
+			} else {
+				w.cfg.IPv6 = prefix
+				host, outside, local = hostIP6, outsideIP6, "::1"
+			}
+			w.open()
+			p := w.pod("p", PortMapping{HostPort: 8080, ContainerPort: 80})
+			if len(p.IPs) != 1 || len(p.Gateways) != 1 {
+				t.Fatalf("attachment %+v, want one family", p.Attachment)
+			}
+			serve(t, p.ns, "tcp", hostport(p.IPs[0].Addr(), 80), "p")
+			serve(t, w.outside, "tcp", hostport(outside, 80), "outside")
+			expect(t, "host port", w.outside, "tcp", hostport(host, 8080), "p "+outside)
+			expect(t, "localhost", w.host, "tcp", hostport(local, 8080), "p "+p.Gateways[0].String())
+			expect(t, "pod to outside", p.ns, "tcp", hostport(outside, 80), "outside "+host)
+			other := PortMapping{HostPort: 8081, ContainerPort: 80, HostIP: netip.MustParseAddr(secondIP6)}
+			if prefix.Addr().Is6() {
+				other.HostIP = netip.MustParseAddr(secondIP4)
+			}
+			if _, err := w.Setup(t.Context(), Request{ID: "q", Netns: newNetns(t), Ports: []PortMapping{other}}); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("a host port of the other family: %v, want an invalid argument", err)
+			}
+		})
+	}
+}
+
+// A forwarding host must go on listening to the routers it listened to; pods
+// and the bridge must listen to none (CVE-2020-10749).
+func TestRouterAdvertisements(t *testing.T) {
+	w := newWorld(t)
+	p := w.pod("p")
+	for _, c := range []struct {
+		ns            *os.File
+		setting, want string
+	}{
+		{w.host, "uplink/accept_ra", "2"},
+		{w.host, w.cfg.Bridge + "/accept_ra", "0"},
+		{w.host, "all/forwarding", "1"},
+		{p.ns, podLink + "/accept_ra", "0"},
+		{p.ns, "all/forwarding", "0"},
+	} {
+		in(t, c.ns, func() error {
+			got, err := readSysctl("net/ipv6/conf/" + c.setting)
+			if err == nil && got != c.want {
+				t.Errorf("%s = %s, want %s", c.setting, got, c.want)
+			}
+			return err
+		})
+	}
+}
+
+// Pods get the MTU of the way out.
+func TestMTU(t *testing.T) {
+	w := newWorld(t)
+	in(t, w.host, func() error {
+		l, err := netlink.LinkByName("uplink")
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetMTU(l, 1400); err != nil {
+			return err
+		}
+		return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.ParseIP(outsideIP4)})
+	})
+	p := w.pod("p")
+	if p.MTU != 1400 {
+		t.Errorf("MTU %d, want 1400", p.MTU)
+	}
+	in(t, p.ns, func() error {
+		l, err := netlink.LinkByName(podLink)
+		if err == nil && (l.Attrs().MTU != 1400 || l.Attrs().HardwareAddr.String() != p.MAC) {
+			t.Errorf("%s has MTU %d and address %s, want 1400 and %s", podLink, l.Attrs().MTU, l.Attrs().HardwareAddr, p.MAC)
+		}
+		return err
+	})
+}
+
+// A pod with a user namespace of its own owns its network namespace.
+func TestUserNamespace(t *testing.T) {
+	w := newWorld(t)
+	cmd := exec.Command("sleep", "1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
+		UidMappings: []syscall.SysProcIDMap{{HostID: 100000, Size: 65536}},
+		GidMappings: []syscall.SysProcIDMap{{HostID: 100000, Size: 65536}},
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	}()
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	a, err := w.Setup(t.Context(), Request{ID: "p", Netns: ns})
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve(t, ns, "tcp", ":80", "p")
+	for i, ip := range a.IPs {
+		expect(t, "host to pod", w.Network.ns, "tcp", hostport(ip.Addr(), 80), "p "+a.Gateways[i].String())
 	}
 }
 

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +22,7 @@ type reservation struct {
 	dial func(network string, local netip.Addr) (net.Conn, error) // to the pod
 
 	socket io.Closer
+	cancel context.CancelFunc // ends dialling
 	mu     sync.Mutex
 	conns  map[net.Conn]struct{} // nil when closed
 	work   sync.WaitGroup
@@ -65,7 +67,8 @@ func (n *Network) reserve(r *record) (all []*reservation, err error) {
 
 // serveReserved takes the bound socket over.
 func (n *Network) serveReserved(f *os.File, p PortMapping, ips []netip.Prefix) (*reservation, error) {
-	r := &reservation{socket: f, conns: make(map[net.Conn]struct{})}
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &reservation{socket: f, cancel: cancel, conns: make(map[net.Conn]struct{})}
 	r.dial = func(network string, local netip.Addr) (net.Conn, error) {
 		to := ips[0].Addr()
 		for _, ip := range ips {
@@ -73,12 +76,13 @@ func (n *Network) serveReserved(f *os.File, p PortMapping, ips []netip.Prefix) (
 				to = ip.Addr()
 			}
 		}
-		return n.dialPod(network, netip.AddrPortFrom(to, p.ContainerPort))
+		return n.dialPod(ctx, network, netip.AddrPortFrom(to, p.ContainerPort))
 	}
 	switch p.Protocol {
 	case TCP:
 		l, err := net.FileListener(f)
 		if err != nil {
+			cancel()
 			return nil, err
 		}
 		f.Close() // the listener has its own
@@ -87,6 +91,7 @@ func (n *Network) serveReserved(f *os.File, p PortMapping, ips []netip.Prefix) (
 	case UDP:
 		c, err := net.FilePacketConn(f)
 		if err != nil {
+			cancel()
 			return nil, err
 		}
 		f.Close()
@@ -99,6 +104,7 @@ func (n *Network) serveReserved(f *os.File, p PortMapping, ips []netip.Prefix) (
 // close frees the port and ends what is forwarded.
 func (r *reservation) close() {
 	r.socket.Close()
+	r.cancel()
 	r.mu.Lock()
 	conns := r.conns
 	r.conns = nil
