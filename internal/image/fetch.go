@@ -3,12 +3,10 @@ package image
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -16,19 +14,12 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // maxDocument bounds manifests, indexes and configurations, which are read
 // into memory.
 const maxDocument = 8 << 20
-
-// maxLayers is less than OVL_MAX_STACK of the kernel, 500: a container's own
-// layer and others of the runtime come on top.
-const maxLayers = 480
-
-var errPlatform = errors.New("no match for platform in manifest")
 
 // source is where blobs come from: a registry that resolved a reference, or
 // an archive whose blobs are in the content store already (a nil fetcher).
@@ -58,19 +49,17 @@ func (src *source) close() {
 // fetchTree finds the image of platform p below target and stores its
 // manifest and configuration.
 func (s *Store) fetchTree(ctx context.Context, src *source, target ocispec.Descriptor, p platforms.MatchComparer) (*contents, error) {
-	c := &contents{target: target}
 	// An index may point to indexes, but not for ever.
 	desc := target
 	for depth := 0; images.IsIndexType(desc.MediaType); depth++ {
 		if depth == 4 {
 			return nil, fmt.Errorf("image index %s: indexes are nested too deeply: %w", target.Digest, errdefs.ErrInvalidArgument)
 		}
-		var idx ocispec.Index
-		raw, err := s.document(ctx, src, desc, &idx)
+		raw, err := s.document(ctx, src, desc)
 		if err != nil {
 			return nil, err
 		}
-		next, err := choose(idx.Manifests, p)
+		next, err := decodeIndex(desc, raw, p)
 		if err != nil {
 			return nil, err
 		}
@@ -80,67 +69,36 @@ func (s *Store) fetchTree(ctx context.Context, src *source, target ocispec.Descr
 		}
 		desc = next
 	}
-	if desc.MediaType == images.MediaTypeDockerSchema1Manifest {
-		return nil, fmt.Errorf("schema 1 image manifests are no longer supported, the image must be rebuilt: %w", errdefs.ErrInvalidArgument)
+	if err := checkManifestType(desc); err != nil {
+		return nil, err
 	}
-	if !images.IsManifestType(desc.MediaType) {
-		return nil, fmt.Errorf("%s has media type %q, which is no container image: %w", desc.Digest, desc.MediaType, errdefs.ErrInvalidArgument)
-	}
-	c.manifest = desc
-	var m ocispec.Manifest
-	raw, err := s.document(ctx, src, desc, &m)
+	raw, err := s.document(ctx, src, desc)
 	if err != nil {
 		return nil, err
 	}
-	c.config, c.layers = m.Config, m.Layers
-	if !images.IsConfigType(c.config.MediaType) {
-		return nil, fmt.Errorf("manifest %s: its configuration has media type %q, so it is no container image: %w", desc.Digest, c.config.MediaType, errdefs.ErrInvalidArgument)
+	c, err := decodeManifest(desc, raw)
+	if err != nil {
+		return nil, err
 	}
-	if len(c.layers) > maxLayers {
-		return nil, fmt.Errorf("manifest %s has %d layers, overlayfs can do with %d: %w", desc.Digest, len(c.layers), maxLayers, errdefs.ErrInvalidArgument)
-	}
+	c.target = target
 	labels := map[string]string{gcContent("config", c.config): c.config.Digest.String()}
 	for _, l := range c.layers {
-		if !images.IsLayerType(l.MediaType) {
-			return nil, fmt.Errorf("manifest %s: layer %s has unsupported media type %q: %w", desc.Digest, l.Digest, l.MediaType, errdefs.ErrInvalidArgument)
-		}
 		labels[gcContent("l", l)] = l.Digest.String()
 	}
 	if err := s.storeDocument(ctx, desc, raw, labels); err != nil {
 		return nil, err
 	}
-	return c, s.fetchConfig(ctx, src, c, p)
-}
-
-func (s *Store) fetchConfig(ctx context.Context, src *source, c *contents, p platforms.Matcher) error {
-	raw, err := s.document(ctx, src, c.config, &c.spec)
-	if err != nil {
-		return err
+	if raw, err = s.document(ctx, src, c.config); err != nil {
+		return nil, err
 	}
-	// Hand-made images often lack a platform; they are taken at their word.
-	if c.spec.Architecture != "" && c.spec.OS != "" && !p.Match(platforms.Normalize(c.spec.Platform)) {
-		return fmt.Errorf("%w: the image is for %s: %w", errPlatform, platforms.Format(c.spec.Platform), errdefs.ErrNotFound)
+	if err := c.decodeConfig(raw, p); err != nil {
+		return nil, err
 	}
-	if c.spec.RootFS.Type != "layers" && c.spec.RootFS.Type != "" {
-		return fmt.Errorf("configuration %s: unsupported rootfs type %q: %w", c.config.Digest, c.spec.RootFS.Type, errdefs.ErrInvalidArgument)
-	}
-	ids := c.spec.RootFS.DiffIDs
-	if len(ids) != len(c.layers) {
-		return fmt.Errorf("image has %d layers but %d diff IDs: %w", len(c.layers), len(ids), errdefs.ErrInvalidArgument)
-	}
-	for _, id := range ids {
-		if err := id.Validate(); err != nil {
-			return fmt.Errorf("configuration %s: diff ID %q: %v: %w", c.config.Digest, id, err, errdefs.ErrInvalidArgument)
-		}
-	}
-	for _, id := range identity.ChainIDs(slices.Clone(ids)) {
-		c.chains = append(c.chains, id.String())
-	}
-	labels := map[string]string{}
+	labels = map[string]string{}
 	if len(c.chains) > 0 {
 		labels["containerd.io/gc.ref.snapshot."+snapshotter] = c.chain()
 	}
-	return s.storeDocument(ctx, c.config, raw, labels)
+	return c, s.storeDocument(ctx, c.config, raw, labels)
 }
 
 // gcContent is the label by which a document keeps another blob.
@@ -148,46 +106,8 @@ func gcContent(kind string, d ocispec.Descriptor) string {
 	return "containerd.io/gc.ref.content." + kind + "." + d.Digest.Encoded()[:12]
 }
 
-// choose returns the manifest that suits platform p best.
-func choose(all []ocispec.Descriptor, p platforms.MatchComparer) (ocispec.Descriptor, error) {
-	var fit []ocispec.Descriptor
-	var have []string
-	for _, d := range all {
-		if !images.IsManifestType(d.MediaType) && !images.IsIndexType(d.MediaType) {
-			continue
-		}
-		if d.Platform == nil {
-			fit = append(fit, d) // judged by its configuration
-			continue
-		}
-		if p.Match(*d.Platform) {
-			fit = append(fit, d)
-		} else if d.Platform.OS != "unknown" {
-			have = append(have, platforms.Format(*d.Platform))
-		}
-	}
-	if len(fit) == 0 {
-		return ocispec.Descriptor{}, fmt.Errorf("%w: the image is for %q: %w", errPlatform, have, errdefs.ErrNotFound)
-	}
-	slices.SortStableFunc(fit, func(a, b ocispec.Descriptor) int {
-		switch {
-		case a.Platform == nil && b.Platform == nil:
-			return 0
-		case a.Platform == nil:
-			return 1
-		case b.Platform == nil || p.Less(*a.Platform, *b.Platform):
-			return -1
-		case p.Less(*b.Platform, *a.Platform):
-			return 1
-		}
-		return 0
-	})
-	return fit[0], nil
-}
-
-// document reads a small blob, from the store if it is there, verifies it and
-// decodes it into v.
-func (s *Store) document(ctx context.Context, src *source, d ocispec.Descriptor, v any) ([]byte, error) {
+// document reads a small blob, from the store if it is there, and verifies it.
+func (s *Store) document(ctx context.Context, src *source, d ocispec.Descriptor) ([]byte, error) {
 	if err := d.Digest.Validate(); err != nil {
 		return nil, fmt.Errorf("digest %q: %v: %w", d.Digest, err, errdefs.ErrInvalidArgument)
 	}
@@ -203,9 +123,6 @@ func (s *Store) document(ctx context.Context, src *source, d ocispec.Descriptor,
 	}
 	if got := d.Digest.Algorithm().FromBytes(raw); got != d.Digest {
 		return nil, fmt.Errorf("%s is corrupt: it has digest %s: %w", d.Digest, got, errdefs.ErrDataLoss)
-	}
-	if err := json.Unmarshal(raw, v); err != nil {
-		return nil, fmt.Errorf("decoding %s: %v: %w", d.Digest, err, errdefs.ErrInvalidArgument)
 	}
 	return raw, nil
 }

@@ -448,10 +448,17 @@ func TestProgress(t *testing.T) {
 			t.Errorf("layer %d: %+v", i, l)
 		}
 	}
+	before := f.blobGets.Load()
+	if phases, _ = pull(); !slices.Equal(phases, []Phase{Resolving, Complete}) || f.blobGets.Load() != before {
+		t.Errorf("second pull: phases %v, %d blobs", phases, f.blobGets.Load()-before)
+	}
+	// Another image on the same layers has only to fetch its configuration.
+	b = build(t, gz, ocispec.ImageConfig{Cmd: []string{"other"}}, twoLayers(t)...)
+	ref = f.add("a", "c", b)
 	_, last = pull()
 	for i, l := range last.Layers {
 		if l.Status != LayerExists {
-			t.Errorf("second pull, layer %d: %+v", i, l)
+			t.Errorf("other image, layer %d: %+v", i, l)
 		}
 	}
 }

@@ -94,8 +94,12 @@ func (s *Store) load(ctx context.Context, opts LoadOptions, read func(context.Co
 		return nil, err
 	}
 	src := &source{}
+	raw, err := s.document(ctx, src, idxDesc)
+	if err != nil {
+		return nil, err
+	}
 	var idx ocispec.Index
-	if _, err := s.document(ctx, src, idxDesc, &idx); err != nil {
+	if err := decode(idxDesc, raw, &idx); err != nil {
 		return nil, err
 	}
 	if len(idx.Manifests) == 0 {
@@ -148,7 +152,7 @@ func (s *Store) loadOne(ctx context.Context, src *source, m ocispec.Descriptor, 
 	if err := s.materialize(ctx, src, c, t); err != nil {
 		return nil, fmt.Errorf("image %s: %w", title, err)
 	}
-	if err := s.record(ctx, c, names...); err != nil {
+	if _, err := s.record(ctx, c.record(), false, names...); err != nil {
 		return nil, err
 	}
 	t.phase(Complete)

@@ -94,6 +94,23 @@ func (s *Store) missingLayers(ctx context.Context, c *contents) (missing []*laye
 		}
 	}
 	lease, _ := leases.FromContext(ctx)
+	// The lease comes first: what is there after it stays there, with all below.
+	there := func(chain string) (bool, error) {
+		err := s.leases.AddResource(ctx, leases.Lease{ID: lease}, leases.Resource{ID: chain, Type: "snapshots/" + snapshotter})
+		if err == nil {
+			_, err = s.snapshots.Stat(ctx, chain)
+		}
+		if errdefs.IsNotFound(err) {
+			return false, nil
+		}
+		return err == nil, err
+	}
+	if len(c.layers) == 0 {
+		return nil, unlock, nil
+	}
+	if ok, err := there(c.chain()); ok || err != nil {
+		return nil, unlock, err
+	}
 	for i, d := range c.layers {
 		release, err := s.chains.lock(ctx, c.chains[i])
 		if err != nil {
@@ -104,18 +121,15 @@ func (s *Store) missingLayers(ctx context.Context, c *contents) (missing []*laye
 			l.parent = c.chains[i-1]
 		}
 		if len(missing) == 0 {
-			// The lease comes first: what is there after it stays there.
-			err := s.leases.AddResource(ctx, leases.Lease{ID: lease}, leases.Resource{ID: l.chain, Type: "snapshots/" + snapshotter})
-			if err == nil {
-				_, err = s.snapshots.Stat(ctx, l.chain)
-			}
-			if err == nil {
+			ok, err := there(l.chain)
+			if ok || err != nil {
 				release()
-				continue
 			}
-			if !errdefs.IsNotFound(err) {
-				release()
+			if err != nil {
 				return missing, unlock, err
+			}
+			if ok {
+				continue
 			}
 		}
 		held = append(held, release)

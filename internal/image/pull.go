@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
 )
@@ -80,22 +81,25 @@ func (a *Auth) fingerprint() string {
 	return hex.EncodeToString(h[:])
 }
 
-func (s *Store) pull(ctx context.Context, named reference.Named, auth *Auth, p platforms.MatchComparer, t *tracker) (_ *Image, err error) {
+func (s *Store) pull(ctx context.Context, named reference.Named, auth *Auth, p platforms.MatchComparer, t *tracker) (*Image, error) {
+	src, err := s.resolve(ctx, named, auth)
+	if err != nil {
+		return nil, fmt.Errorf("failed to resolve reference %q: %w", named, err)
+	}
+	defer src.close()
+	if img, err := s.upToDate(ctx, src.target, named, auth, p, t); img != nil || err != nil {
+		return img, err
+	}
 	ctx, release, err := s.lease(ctx)
 	if err != nil {
 		return nil, err
 	}
 	done := false
 	defer func() {
-		if rerr := release(done); rerr != nil {
-			s.log.Warn("cleaning up after a pull failed; it will be tried again", "image", named.String(), "error", rerr)
+		if err := release(done); err != nil {
+			s.log.Warn("cleaning up after a pull failed; it will be tried again", "image", named.String(), "error", err)
 		}
 	}()
-	src, err := s.resolve(ctx, named, auth)
-	if err != nil {
-		return nil, fmt.Errorf("failed to resolve reference %q: %w", named, err)
-	}
-	defer src.close()
 	c, err := s.fetchTree(ctx, src, src.target, p)
 	if err != nil {
 		return nil, err
@@ -106,7 +110,7 @@ func (s *Store) pull(ctx context.Context, named reference.Named, auth *Auth, p p
 	if err := s.materialize(ctx, src, c, t); err != nil {
 		return nil, err
 	}
-	if err := s.record(ctx, c, named); err != nil {
+	if _, err := s.record(ctx, c.record(), false, named); err != nil {
 		return nil, err
 	}
 	done = true
@@ -114,19 +118,58 @@ func (s *Store) pull(ctx context.Context, named reference.Named, auth *Auth, p p
 	return s.get(ctx, c.config.Digest)
 }
 
-// record gives an image its names, in one transaction.
-func (s *Store) record(ctx context.Context, c *contents, names ...reference.Named) error {
+// upToDate returns the image if all of it is there and only its names may have
+// to be recorded, and nil if it has to be pulled. Pulling what one has is the
+// usual case with the pull policy Always.
+func (s *Store) upToDate(ctx context.Context, target ocispec.Descriptor, named reference.Named, auth *Auth, p platforms.MatchComparer, t *tracker) (*Image, error) {
+	var known *Image
+	var rec record
+	for _, r := range s.recordsOf(target.Digest) {
+		img, err := s.get(ctx, r.config)
+		if err == nil && suits(&img.Spec, p) {
+			known, rec = img, r
+			break
+		}
+	}
+	if known == nil {
+		return nil, nil
+	}
+	if err := s.checkPolicy(ctx, named, rec.manifest, auth); err != nil {
+		return nil, err
+	}
+	recorded, err := s.record(ctx, rec, true, named)
+	if !recorded || err != nil {
+		return nil, err
+	}
+	t.phase(Complete)
+	return s.get(ctx, rec.config)
+}
+
+// recordsOf are the names of images that a manifest or index stands for.
+func (s *Store) recordsOf(target digest.Digest) []record {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var rs []record
+	for _, r := range s.index.names {
+		if r.target.Digest == target {
+			rs = append(rs, r)
+		}
+	}
+	return rs
+}
+
+// record gives an image its names, in one transaction. With onlyIfThere it
+// does nothing, and says so, if the image has lost its last name meanwhile.
+func (s *Store) record(ctx context.Context, base record, onlyIfThere bool, names ...reference.Named) (bool, error) {
 	var rs []record
 	add := func(name string, asked bool) {
-		rs = append(rs, record{
-			name: name, target: c.target, config: c.config.Digest, manifest: c.manifest.Digest, typ: c.manifest.MediaType,
-			chain: c.chain(), size: c.size(), asked: asked,
-		})
+		base.name, base.asked = name, asked
+		rs = append(rs, base)
 	}
 	for _, n := range names {
-		digested, err := reference.WithDigest(reference.TrimNamed(n), c.target.Digest)
+		digested, err := reference.WithDigest(reference.TrimNamed(n), base.target.Digest)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if !isDigested(n) {
 			add(n.String(), true)
@@ -134,60 +177,45 @@ func (s *Store) record(ctx context.Context, c *contents, names ...reference.Name
 		add(digested.String(), isDigested(n))
 	}
 	if len(names) == 0 {
-		add(c.config.Digest.String(), true)
+		add(base.config.String(), true)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if onlyIfThere && s.index.ids[base.config] == nil {
+		return false, nil
+	}
+	var changed []record
+	for _, r := range rs {
+		old, known := s.index.names[r.name]
+		same := known && old.target.Digest == r.target.Digest && old.config == r.config
+		if same && (old.asked || !r.asked) {
+			continue
+		}
+		r.asked = r.asked || known && old.asked
+		changed = append(changed, r)
+	}
+	if len(changed) == 0 {
+		return true, nil
+	}
 	err := s.db.Update(func(tx *bolt.Tx) error {
 		ctx := boltutil.WithTransaction(ctx, tx)
-		for i := range rs {
-			old, known := s.index.names[rs[i].name]
-			rs[i].asked = rs[i].asked || known && old.asked
-			img := rs[i].image()
-			stored, err := s.images.Create(ctx, img)
+		for i, r := range changed {
+			stored, err := s.images.Create(ctx, r.image())
 			if errdefs.IsAlreadyExists(err) {
-				stored, err = s.images.Update(ctx, img)
+				stored, err = s.images.Update(ctx, r.image())
 			}
 			if err != nil {
 				return err
 			}
-			rs[i].added = stored.CreatedAt
+			changed[i].added = stored.CreatedAt
 		}
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("recording image %s: %w", c.config.Digest, err)
+		return false, fmt.Errorf("recording image %s: %w", base.config, err)
 	}
-	for _, r := range rs {
+	for _, r := range changed {
 		s.index.add(r)
 	}
-	return nil
-}
-
-// contents is what an image consists of on one platform.
-type contents struct {
-	target   ocispec.Descriptor // what the name points to: an index or the manifest
-	manifest ocispec.Descriptor
-	config   ocispec.Descriptor
-	layers   []ocispec.Descriptor
-	spec     ocispec.Image
-	chains   []string // chain ID of each layer with all below it
-}
-
-func (c *contents) chain() string {
-	if len(c.chains) == 0 {
-		return ""
-	}
-	return c.chains[len(c.chains)-1]
-}
-
-func (c *contents) size() int64 {
-	n := c.manifest.Size + c.config.Size
-	if c.target.Digest != c.manifest.Digest {
-		n += c.target.Size
-	}
-	for _, l := range c.layers {
-		n += l.Size
-	}
-	return n
+	return true, nil
 }
