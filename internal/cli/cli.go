@@ -103,7 +103,7 @@ wrong, and nothing was done. play and exec return a container's own code.`,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
 		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
-			g.logging(cmd.ErrOrStderr())
+			g.logging(cmd.ErrOrStderr(), slog.LevelWarn)
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -153,10 +153,9 @@ func env(name, def string) string {
 	return def
 }
 
-// logging sets where the node's own log goes: nowhere below warnings, unless
-// asked for.
-func (g *global) logging(w io.Writer) {
-	level := slog.LevelWarn
+// logging sets where the node's own log goes, and from which level on; all of
+// it when that was asked for.
+func (g *global) logging(w io.Writer, level slog.Level) {
 	if g.debug {
 		level = slog.LevelDebug
 	}

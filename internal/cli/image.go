@@ -80,7 +80,12 @@ func newImagePull(g *global) *cobra.Command {
 }
 
 // pullBar is a pull in one line: the bytes of all its layers.
-func pullBar(name string, p image.Progress) string {
+func pullBar(ref string, p image.Progress) string {
+	// Of the name as much as tells it from others, so that the bar fits.
+	name, digest, _ := strings.Cut(ref[strings.LastIndexByte(ref, '/')+1:], "@sha256:")
+	if digest != "" {
+		name += "@" + shortID(digest)
+	}
 	var done, total int64
 	for _, l := range p.Layers {
 		if l.Status == image.LayerExists {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"strings"
@@ -87,8 +88,9 @@ func (g *global) play(cmd *cobra.Command, paths []string, f playFlags) error {
 	}
 	screen := progress.NewScreen(os.Stdout, os.Stderr, f.noColour)
 	defer screen.Close()
-	// What the node logs goes between the pods' lines, not into them.
-	g.logging(screenWriter{screen})
+	// What the node logs goes between the pods' lines, not into them; what it
+	// warns of, the pods' events say in better words.
+	g.logging(screenWriter{screen}, slog.LevelError)
 	for _, w := range objects.Warnings {
 		screen.Say("warning: %s", w)
 	}

@@ -65,9 +65,7 @@ func (g *global) serve(cmd *cobra.Command, f serveFlags) (err error) {
 	if err := needRoot(); err != nil {
 		return err
 	}
-	if !g.debug { // a node's log is its face
-		slog.SetDefault(slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)))
-	}
+	g.logging(cmd.ErrOrStderr(), slog.LevelInfo) // a node's log is its face
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
 	cfg := g.nodeConfig()

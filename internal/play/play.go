@@ -241,7 +241,9 @@ func (p *player) stop(grace *time.Duration) {
 		p.stopping = true
 		p.ticker = p.cfg.Clock.NewTicker(time.Second)
 	}
-	p.countdown()
+	if p.signal != nil { // else it is over before it could be read
+		p.countdown()
+	}
 }
 
 // countdown shows how long the slowest pod still has.

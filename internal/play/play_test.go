@@ -89,7 +89,7 @@ func newStage(t *testing.T, pods ...*v1.Pod) *stage {
 	return s
 }
 
-func (s *stage) run() (code int, err error, out, words string) {
+func (s *stage) run() (code int, out, words string, err error) {
 	s.t.Helper()
 	code, err = Run(s.t.Context(), s.cfg)
 	if left, _ := os.ReadDir(s.cfg.LogDir); len(left) > 0 {
@@ -102,7 +102,7 @@ func (s *stage) run() (code int, err error, out, words string) {
 		}
 		return string(b)
 	}
-	return code, err, read(s.out), read(s.err)
+	return code, read(s.out), read(s.err), err
 }
 
 // log writes what a container says.
@@ -163,7 +163,7 @@ func TestSucceeds(t *testing.T) {
 		}
 		return nil
 	}
-	code, err, out, words := s.run()
+	code, out, words, err := s.run()
 	if code != 0 || err != nil {
 		t.Errorf("code %d, %v", code, err)
 	}
@@ -194,7 +194,7 @@ func TestFirstFailureIsTheCode(t *testing.T) {
 		s.status(a, v1.PodFailed, ended("late", 4, 20), ended("early", 3, 10))
 		return nil
 	}
-	if code, err, _, words := s.run(); code != 3 || err != nil || !strings.Contains(words, "a/early · exited with code 3\n") {
+	if code, _, words, err := s.run(); code != 3 || err != nil || !strings.Contains(words, "a/early · exited with code 3\n") {
 		t.Errorf("code %d, %v, words:\n%s", code, err, words)
 	}
 }
@@ -216,7 +216,7 @@ func TestGivesUp(t *testing.T) {
 			p := pod("a", "c")
 			s := newStage(t, p)
 			s.applied = func(*v1.Pod) error { tc.tell(s, p); return nil }
-			code, err, _, words := s.run()
+			code, _, words, err := s.run()
 			if code != 1 || err != nil || !strings.HasSuffix(words, tc.want) {
 				t.Errorf("code %d, %v, words:\n%s", code, err, words)
 			}
@@ -261,7 +261,7 @@ func TestInterrupt(t *testing.T) {
 		}
 		remove(uid, grace)
 	}
-	code, err, _, words := s.run()
+	code, _, words, err := s.run()
 	if code != 130 || err != nil {
 		t.Errorf("code %d, %v", code, err)
 	}
@@ -284,7 +284,7 @@ func TestApplyFails(t *testing.T) {
 		}
 		return nil
 	}
-	code, err, _, _ := s.run()
+	code, _, _, err := s.run()
 	if code != 1 || !errors.Is(err, refused) {
 		t.Errorf("code %d, %v", code, err)
 	}
@@ -299,7 +299,7 @@ func TestQuiet(t *testing.T) {
 		s.status(p, v1.PodSucceeded, ended("c", 0, 1))
 		return nil
 	}
-	if _, _, out, words := s.run(); out != "a/c | only this\n" || words != "" {
+	if _, out, words, _ := s.run(); out != "a/c | only this\n" || words != "" {
 		t.Errorf("out %q, words %q", out, words)
 	}
 }

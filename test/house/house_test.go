@@ -37,6 +37,7 @@ const theLine = 4
 var house = map[string]rule{
 	"internal/sys":     {0, nil, "the ground: system calls, and nothing of ours"},
 	"internal/version": {0, nil, "a string"},
+	"internal/fault":   {0, nil, "names points in other packages, and knows none of them"},
 
 	"internal/recipe":   {1, []string{"internal/sys"}, "says how a container is made; does nothing itself"},
 	"internal/cgroup":   {1, []string{"internal/sys"}, "owns control groups only"},
@@ -47,7 +48,7 @@ var house = map[string]rule{
 	"internal/crilog":   {1, nil, "writes log files; knows no container"},
 	"internal/pause":    {2, []string{"internal/sys", "internal/recipe"}, "carries recipes to the pause process, and has no policy"},
 	"internal/runtime": {3, []string{"internal/sys", "internal/version", "internal/recipe", "internal/cgroup", "internal/security", "internal/network",
-		"internal/image", "internal/device", "internal/crilog", "internal/pause", "internal/cri"}, "implements the CRI over the floors below"},
+		"internal/image", "internal/device", "internal/crilog", "internal/pause", "internal/fault", "internal/cri"}, "implements the CRI over the floors below"},
 
 	"internal/cri": {theLine, nil, "the line: only the CRI's own types cross it"},
 
@@ -85,7 +86,7 @@ type ban struct {
 
 var bans = []ban{
 	{"C", nil, "the binary is static, and the one C program of ours is pause"},
-	{"os/exec", []string{"internal/bench"}, "containers are made by pause, never by a program found on PATH (bench runs its peers' command lines)"},
+	{"os/exec", []string{"internal/bench", "internal/security/apparmor"}, "containers are made by pause, never by a program found on PATH (bench runs its peers' command lines, apparmor the parser)"},
 	{"log", nil, "log/slog, with the pod in its fields"},
 	{"io/ioutil", nil, "deprecated"},
 	{"github.com/pkg/errors", nil, "fmt.Errorf and %w"},
@@ -97,7 +98,7 @@ var bans = []ban{
 	{"go.etcd.io/bbolt", []string{"internal/image"}, "the image store's own database; a pod's records are files"},
 	{"github.com/vishvananda/netlink", []string{"internal/network", "internal/bench"}, "one floor speaks netlink"},
 	{"github.com/google/nftables", []string{"internal/network"}, "one floor speaks nftables"},
-	{"github.com/opencontainers/cgroups", []string{"internal/cgroup"}, "one floor knows cgroup drivers"},
+	{"github.com/opencontainers/cgroups", []string{"internal/cgroup", "internal/runtime"}, "one floor knows cgroup drivers (runtime names the types of its figures)"},
 	{"github.com/spf13/cobra", []string{"internal/cli"}, "flags end at the command line"},
 	{"k8s.io/client-go/kubernetes", nil, "the node is not a client of a cluster"},
 	{"k8s.io/kubernetes/pkg/kubelet", []string{"internal/podspec", "internal/volume"}, "its words are kept, its code is not ours to carry (but a few pure helpers)"},
