@@ -50,6 +50,9 @@ type ContainerSpec struct {
 	Dev, Devpts, Console *os.File
 	// Shm mounts the pod's /dev/shm, Mqueue its POSIX message queues.
 	Shm, Mqueue bool
+	// Volumes are directories of the image that stay writable when the root is
+	// read-only: those the image declares as volumes. Those of Mounts win.
+	Volumes []string
 	// PrivateProc mounts a new procfs at /proc: of the container's PID
 	// namespace, whichever that is. Without it there is no /proc.
 	PrivateProc bool
@@ -107,7 +110,7 @@ func (s *ContainerSpec) validate() error {
 			}
 		}
 	}
-	for field, paths := range map[string][]string{"MaskedPaths": s.MaskedPaths, "ReadonlyPaths": s.ReadonlyPaths} {
+	for field, paths := range map[string][]string{"MaskedPaths": s.MaskedPaths, "ReadonlyPaths": s.ReadonlyPaths, "Volumes": s.Volumes} {
 		for _, p := range paths {
 			if !path.IsAbs(p) || path.Clean(p) == "/" {
 				return fmt.Errorf("%s: %q can't be one", field, p)
@@ -158,22 +161,21 @@ func Container(spec ContainerSpec) (*Recipe, error) {
 	c.dev()
 	c.sysfs()
 	c.volumes()
+	c.imageVolumes()
 	c.procfs(proc)
 	c.mask()
 	c.readonly()
-	dir := c.workdir()
+	dir := c.makeWorkdir(&spec.Process, c.root)
 	if spec.ReadonlyRootfs {
 		c.Call("making the root file system read-only", unix.SYS_MOUNT_SETATTR, c.root, Str(""), Int(unix.AT_EMPTY_PATH),
 			MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, Int(mountAttrSize))
 	}
 	c.pivot("changing the root directory", c.root)
-	c.Call("changing to the working directory "+spec.cwd(), unix.SYS_FCHDIR, dir)
+	again := c.enterWorkdir(&spec.Process, c.root, dir)
 	c.session(&spec.Process)
-	c.become(&spec.Process, !spec.UserNS)
+	c.become(&spec.Process, again, !spec.UserNS)
 	return c.Recipe()
 }
-
-func (p *Process) cwd() string { return path.Clean("/" + p.Cwd) }
 
 // replaced says whether one of Mounts takes the place of what is mounted at
 // target by default: at the same place, or at /dev or /sys around it.
@@ -282,6 +284,25 @@ func (c *container) volumes() {
 	}
 }
 
+// imageVolumes keeps the image's volumes writable under a read-only root: each
+// is mounted on itself, with what the image has there, before the root becomes
+// read-only.
+func (c *container) imageVolumes() {
+	if !c.spec.ReadonlyRootfs {
+		return
+	}
+	for _, at := range outermost(c.spec.Volumes) {
+		if at == "/" || c.replaced(at) {
+			continue
+		}
+		why := "mounting the image's volume " + at
+		target := c.target(why, c.root, at, false)
+		copied := c.Call(why, unix.SYS_OPEN_TREE, target, Str(""), Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH))
+		c.move(why, copied, target)
+		c.close(why, target)
+	}
+}
+
 // mount makes and opens the target and moves the mount there.
 //
 // CVE-2017-1002101, CVE-2021-30465, CVE-2025-31133: targets are descriptors
@@ -316,20 +337,6 @@ func (c *container) procfs(proc Arg) {
 			c.moveOnto(m, c.open(m.why(), proc, file, unix.O_PATH, onlyHere))
 		}
 	}
-}
-
-// workdir makes and opens the working directory, inside the root.
-//
-// CVE-2024-21626: it can't be a descriptor left open by somebody, nor reached
-// through one: magic links aren't followed, and it is opened after everything
-// has been mounted, so that it is what the container will see there.
-func (c *container) workdir() Result {
-	at := c.spec.cwd()
-	why := "changing to the working directory " + at
-	if at == "/" {
-		return c.open(why, c.root, "/", onlyDir, inRoot)
-	}
-	return c.target(why, c.root, at, false)
 }
 
 // outermost returns the cleaned paths, sorted, without those inside another

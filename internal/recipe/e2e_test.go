@@ -152,6 +152,56 @@ func TestWorkingDirectory(t *testing.T) {
 	}
 }
 
+// TestWorkingDirectoryOfTheUser: root of a user namespace may not enter what
+// belongs to an ID that isn't mapped; a user in the directory's group may.
+func TestWorkingDirectoryOfTheUser(t *testing.T) {
+	p := newPod(t, recipe.SandboxSpec{UserNS: true}, podNamespaces)
+	volume := t.TempDir()
+	os.MkdirAll(volume+"/closed/sub", 0o777)
+	for _, err := range []error{
+		os.Chown(volume+"/closed", 0, mappedID+5000), os.Chmod(volume+"/closed", 0o070), os.Chmod(volume, 0o755),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	spec := func(cwd string, groups ...uint32) recipe.ContainerSpec {
+		s := p.spec(mappedRootfs(t), "/bin/busybox pwd")
+		s.UserNS, s.Devpts, s.Shm, s.Cwd = true, nil, false, cwd
+		s.UID, s.GID, s.Groups, s.Permitted, s.Effective = 1000, 1000, groups, 0, 0
+		s.Mounts = []recipe.Mount{{Source: bind(t, volume), Target: "/vol"}}
+		return s
+	}
+	for _, cwd := range []string{"/vol/closed", "/vol/closed/sub"} {
+		p.expect(spec(cwd, 5000), cwd+"\n")
+		if got, want := p.refuses(spec(cwd)), "changing to the working directory "+cwd+": permission denied"; got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+	// The same for an exec.
+	s := spec("/")
+	s.Args[2] = "exec sleep 100"
+	c, err := p.launch(s, containerNamespaces)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, groups := range [][]uint32{{5000}, nil} {
+		pr := process("/bin/busybox pwd")
+		pr.Cwd, pr.UID, pr.Groups, pr.Permitted, pr.Effective = "/vol/closed/sub", 1000, groups, 0, 0
+		run, err := p.exec(c, pr, func(s *recipe.ExecSpec) { s.UserNS = true })
+		switch {
+		case groups == nil && (err == nil || err.Error() != "changing to the working directory /vol/closed/sub: permission denied"):
+			t.Errorf("exec: %v", err)
+		case groups != nil && err != nil:
+			t.Errorf("exec: %v%s", err, callOf(err))
+		case groups != nil:
+			if got := run.wait(); got.out != "/vol/closed/sub\n" {
+				t.Errorf("exec: %+v", got)
+			}
+		}
+	}
+}
+
 func TestCommandLookup(t *testing.T) {
 	p := plainPod(t)
 	for _, c := range []struct {

@@ -54,11 +54,11 @@ func Exec(spec ExecSpec) (*Recipe, error) {
 	}
 	b.Call("joining the container's namespaces", unix.SYS_SETNS, b.FD("container", spec.PIDFD), Int(int64(spec.Namespaces)))
 
-	// CVE-2024-21626, as for a container. Here the kernel has put us into the
-	// root directory of the container's mount namespace.
-	why := "changing to the working directory " + spec.cwd()
-	b.Call(why, unix.SYS_FCHDIR, b.open(why, cwd, spec.cwd(), onlyDir, inRoot))
+	// The kernel has put us into the root directory of the container's mount
+	// namespace.
+	root := b.open("opening the root directory", cwd, "/", onlyDir, 0)
+	again := b.enterWorkdir(&spec.Process, root, b.openWorkdir(&spec.Process, root))
 	b.session(&spec.Process)
-	b.become(&spec.Process, !spec.UserNS)
+	b.become(&spec.Process, again, !spec.UserNS)
 	return b.Recipe()
 }

@@ -135,9 +135,9 @@ func (b *Builder) keyring(tolerate ...unix.Errno) {
 }
 
 // become turns the child, which has everything but the right identity, into
-// the process. mapped says that files passed from the host have owners the
+// the process. workdir is enterWorkdir's result. mapped says that files passed from the host have owners the
 // child may change.
-func (b *Builder) become(p *Process, mapped bool) {
+func (b *Builder) become(p *Process, workdir Result, mapped bool) {
 	if mapped && p.UID != 0 {
 		// So that /dev/stdout and its like can be opened again.
 		for fd, f := range []*os.File{p.Stdin, p.Stdout, p.Stderr} {
@@ -154,13 +154,13 @@ func (b *Builder) become(p *Process, mapped bool) {
 		umask = *p.Umask
 	}
 	b.Call("setting the umask", unix.SYS_UMASK, Int(umask))
-	b.identity(p)
+	b.identity(p, workdir)
 	b.execute(p)
 }
 
 // identity sets user, groups, capabilities, no_new_privs and the seccomp
 // program, in the order that keeps just enough power for the next step.
-func (b *Builder) identity(p *Process) {
+func (b *Builder) identity(p *Process, workdir Result) {
 	why := "limiting the bounding set to " + showCaps(p.Bounding)
 	for c := range uint64(64) {
 		if p.Bounding&(1<<c) == 0 {
@@ -180,6 +180,7 @@ func (b *Builder) identity(p *Process) {
 	gid, uid := Int(p.GID), Int(p.UID)
 	b.Call(fmt.Sprintf("setting the group to %d", p.GID), unix.SYS_SETRESGID, gid, gid, gid)
 	b.Call(fmt.Sprintf("setting the user to %d", p.UID), unix.SYS_SETRESUID, uid, uid, uid)
+	b.enterWorkdirAgain(p, workdir)
 
 	if p.Seccomp != nil && !p.NoNewPrivs {
 		if p.UID != 0 {

@@ -87,8 +87,8 @@ func (b *Builder) clone(why, path string) Result {
 }
 
 // mkdir makes a directory; it may exist.
-func (b *Builder) mkdir(why string, dir Arg, name string) {
-	b.Call(why, unix.SYS_MKDIRAT, dir, Str(name), Int(0o755)).Tolerate(unix.EEXIST)
+func (b *Builder) mkdir(why string, dir Arg, name string, tolerate ...unix.Errno) {
+	b.Call(why, unix.SYS_MKDIRAT, dir, Str(name), Int(0o755)).Tolerate(append(tolerate, unix.EEXIST)...)
 }
 
 // target opens the place in root where something is to be mounted, making it
@@ -98,7 +98,9 @@ func (b *Builder) mkdir(why string, dir Arg, name string) {
 //
 // A new file is made with mknod, which doesn't open what is already there: an
 // image may hold a FIFO or a device at that name.
-func (b *Builder) target(why string, root Arg, at string, file bool) Result {
+//
+// With tolerate, steps that fail so go unnoticed, and the result may be none.
+func (b *Builder) target(why string, root Arg, at string, file bool, tolerate ...unix.Errno) Result {
 	parts := split(at)
 	parent, opened := root, false
 	for i, name := range parts {
@@ -106,25 +108,25 @@ func (b *Builder) target(why string, root Arg, at string, file bool) Result {
 		if last && file {
 			b.Call(why, unix.SYS_MKNODAT, parent, Str(name), Int(unix.S_IFREG|0o644), Int(0)).Tolerate(unix.EEXIST)
 		} else {
-			b.mkdir(why, parent, name)
+			b.mkdir(why, parent, name, tolerate...)
 		}
 		if last {
 			break
 		}
-		next := b.open(why, root, "/"+path.Join(parts[:i+1]...), onlyDir, inRoot)
+		next := b.open(why, root, "/"+path.Join(parts[:i+1]...), onlyDir, inRoot).Tolerate(tolerate...)
 		if opened {
-			b.close(why, parent)
+			b.close(why, parent).Tolerate(tolerate...)
 		}
 		parent, opened = next, true
 	}
 	if opened {
-		b.close(why, parent)
+		b.close(why, parent).Tolerate(tolerate...)
 	}
 	flags := uint64(onlyDir)
 	if file {
 		flags = unix.O_PATH
 	}
-	return b.open(why, root, path.Clean("/"+at), flags, inRoot)
+	return b.open(why, root, path.Clean("/"+at), flags, inRoot).Tolerate(tolerate...)
 }
 
 // split returns the names of an absolute path, "." and ".." resolved.
