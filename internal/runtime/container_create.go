@@ -13,6 +13,7 @@ import (
 
 	"unipod.dev/unipod/internal/fault"
 	"unipod.dev/unipod/internal/image"
+	"unipod.dev/unipod/internal/security/selinux"
 	"unipod.dev/unipod/internal/security/users"
 )
 
@@ -132,6 +133,11 @@ func (r *Runtime) makeContainer(ctx context.Context, c *container, img *image.Im
 		return err
 	}
 	c.group, c.rec.Cgroup = group, group.Path()
+	opts := c.config.GetLinux().GetSecurityContext().GetSelinuxOptions()
+	if c.rec.ProcessLabel, c.rec.MountLabel, err = selinux.Labels(opts); err != nil {
+		return err
+	}
+	undo.add(func() { selinux.Release(c.rec.ProcessLabel) })
 	if err := writeRecord(c.dir, &c.rec); err != nil {
 		return err
 	}

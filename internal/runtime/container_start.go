@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,7 +17,6 @@ import (
 	"unipod.dev/unipod/internal/fault"
 	"unipod.dev/unipod/internal/pause"
 	"unipod.dev/unipod/internal/recipe"
-	"unipod.dev/unipod/internal/security/selinux"
 	"unipod.dev/unipod/internal/sys"
 )
 
@@ -205,11 +206,7 @@ func containerDevices(c *container) ([]device.Node, []cgroup.DeviceRule, error) 
 // it once pause has it.
 func (r *Runtime) containerSpec(ctx context.Context, c *container, devices []device.Node, open *closers) (_ *recipe.ContainerSpec, _ *containerIO, err error) {
 	sc := c.config.GetLinux().GetSecurityContext()
-	processLabel, mountLabel, err := selinux.Labels(sc.GetSelinuxOptions())
-	if err != nil {
-		return nil, nil, err
-	}
-	mounts, err := r.prepareMounts(ctx, c, mountLabel)
+	mounts, err := r.prepareMounts(ctx, c, c.rec.MountLabel)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -228,6 +225,12 @@ func (r *Runtime) containerSpec(ctx context.Context, c *container, devices []dev
 	if sc.GetPrivileged() {
 		spec.Sysfs, spec.MaskedPaths, spec.ReadonlyPaths = "rw", nil, nil
 	}
+	for at := range c.rec.ImageConfig.Volumes {
+		if at = path.Clean("/" + at); at != "/" {
+			spec.Volumes = append(spec.Volumes, at)
+		}
+	}
+	slices.Sort(spec.Volumes)
 	args, err := processArgs(c.config, &c.rec.ImageConfig)
 	if err != nil {
 		return nil, nil, err
@@ -235,7 +238,7 @@ func (r *Runtime) containerSpec(ctx context.Context, c *container, devices []dev
 	if spec.Process, err = r.process(c, args); err != nil {
 		return nil, nil, err
 	}
-	spec.SELinuxLabel = processLabel
+	spec.SELinuxLabel, spec.MountLabel = c.rec.ProcessLabel, c.rec.MountLabel
 	for _, d := range devices {
 		if device.InDev(d.Path) {
 			continue // made with /dev

@@ -13,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"unipod.dev/unipod/internal/fault"
+	"unipod.dev/unipod/internal/security/selinux"
 )
 
 // Exit codes of containers that didn't end by themselves: containerd's.
@@ -183,6 +184,7 @@ func (r *Runtime) removeContainer(ctx context.Context, c *container) error {
 		return err
 	}
 	c.gone = true
+	selinux.Release(c.rec.ProcessLabel)
 	r.mu.Lock()
 	delete(r.containers, c.id)
 	delete(r.names, containerName(c.config.Metadata, c.sandbox.config.Metadata))

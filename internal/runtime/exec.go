@@ -18,7 +18,6 @@ import (
 	"unipod.dev/unipod/internal/device"
 	"unipod.dev/unipod/internal/pause"
 	"unipod.dev/unipod/internal/recipe"
-	"unipod.dev/unipod/internal/security/selinux"
 )
 
 // maxSyncOutput caps each stream of ExecSync in bytes, as containerd: more is
@@ -81,9 +80,7 @@ func (r *Runtime) exec(ctx context.Context, c *container, cmd []string, tty, std
 	if spec.Process, err = r.process(c, cmd); err != nil {
 		return nil, err
 	}
-	if spec.SELinuxLabel, _, err = selinux.Labels(c.config.GetLinux().GetSecurityContext().GetSelinuxOptions()); err != nil {
-		return nil, err
-	}
+	spec.SELinuxLabel = c.rec.ProcessLabel
 	place, err := openPlace(c.group, c.sandbox.userNS())
 	if err != nil {
 		return nil, fmt.Errorf("cgroup of the container: %w", err)

@@ -13,6 +13,7 @@ import (
 
 	"unipod.dev/unipod/internal/crilog"
 	"unipod.dev/unipod/internal/pause"
+	"unipod.dev/unipod/internal/security/selinux"
 )
 
 // reconcile compares records with what is there: it adopts what belongs to a
@@ -159,6 +160,7 @@ func (r *Runtime) adoptContainer(ctx context.Context, rec ContainerRecord, held 
 	if c.group, err = s.group.Child(rec.ID); err != nil {
 		return err
 	}
+	selinux.Reserve(rec.ProcessLabel)
 	r.containers[c.id] = c
 	r.names[containerName(config.Metadata, s.config.Metadata)] = c.id
 	if rec.state() == runtimeapi.ContainerState_CONTAINER_EXITED {

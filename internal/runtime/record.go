@@ -59,6 +59,10 @@ type ContainerRecord struct {
 	LogPath     string              `json:"logPath,omitempty"`
 	User        User                `json:"user"`
 	StopSig     string              `json:"stopSignal,omitempty"`
+	// The SELinux labels of the container's processes and files; empty where
+	// SELinux is off.
+	ProcessLabel string `json:"processLabel,omitempty"`
+	MountLabel   string `json:"mountLabel,omitempty"`
 
 	// Ready is false while CreateContainer is at work.
 	Ready      bool      `json:"ready"`

@@ -63,7 +63,7 @@ func (r *Runtime) mountRootfs(ctx context.Context, c *container) (*os.File, erro
 		files = append(files, m)
 		return m, nil
 	}
-	ov := overlay{}
+	ov := overlay{label: c.rec.MountLabel}
 	for _, dir := range lower {
 		f, err := layer(dir)
 		if err != nil {
@@ -127,6 +127,7 @@ func idmapped(f, userns *os.File) (*os.File, error) {
 type overlay struct {
 	lower []*os.File // topmost first
 	top   *os.File   // holds "upper" and "work"
+	label string     // SELinux's, "" without
 }
 
 func (o *overlay) mount(tmp string) (*os.File, error) {
@@ -135,6 +136,9 @@ func (o *overlay) mount(tmp string) (*os.File, error) {
 		{Key: "workdir", Value: sys.ProcPath(o.top) + "/work"},
 		{Key: "index", Value: "off"},
 		{Key: "volatile"},
+	}
+	if o.label != "" {
+		options = append(options, sys.Option{Key: "context", Value: o.label})
 	}
 	// lowerdir+ takes one layer at a time, so that their number isn't bounded
 	// by the length of an option (Linux 6.8).
