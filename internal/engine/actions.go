@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	v1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -257,12 +259,40 @@ func (w *worker) target(c *v1.Container, id string) probe.Target {
 	return probe.Target{ContainerID: id, Container: c, PodIP: w.snapshot().Status.PodIP}
 }
 
+// resize gives a container the resources of its spec, and the pod's cgroup
+// those of all its containers: first when they grow, last when they shrink, so
+// that the container always fits in.
 func (w *worker) resize(ctx context.Context, pod *v1.Pod, a lifecycle.Action) error {
-	c := findContainer(pod, a.Container)
-	_, err := w.e.cfg.CRI.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{
-		ContainerId: a.ID, Linux: podspec.ContainerResources(&w.e.cfg.Node, pod, c),
+	container := func() error {
+		_, err := w.e.cfg.CRI.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{
+			ContainerId: a.ID, Linux: podspec.ContainerResources(&w.e.cfg.Node, pod, findContainer(pod, a.Container)),
+		})
+		return w.failed("resizing container "+a.Container, err)
+	}
+	if a.Shrinks {
+		if err := container(); err != nil {
+			return err
+		}
+		return w.resizeSandbox(ctx, pod, a)
+	}
+	if err := w.resizeSandbox(ctx, pod, a); err != nil {
+		return err
+	}
+	return container()
+}
+
+func (w *worker) resizeSandbox(ctx context.Context, pod *v1.Pod, a lifecycle.Action) error {
+	config, err := w.sandboxConfig(pod, w.viewFor(a).attempt, false)
+	if err != nil {
+		return err
+	}
+	_, err = w.e.cfg.CRI.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{
+		PodSandboxId: a.SandboxID, Resources: config.Linux.Resources, Overhead: config.Linux.Overhead,
 	})
-	return w.failed("resizing container "+a.Container, err)
+	if status.Code(err) == codes.Unimplemented {
+		return nil // an old runtime leaves the pod's cgroup to others
+	}
+	return w.failed("resizing the sandbox", err)
 }
 
 // removeLogs removes the log of one run of a container, rotated parts

@@ -7,8 +7,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/sets"
 )
 
-// maxBacklog bounds the records kept for a reader that does not read; the
-// oldest go first. Statuses are kept per pod, so they need no bound.
+// maxBacklog is the backlog of a reader from which on it is thinned out: old
+// records go, and of each pod's statuses all but the last.
 const maxBacklog = 4096
 
 // hub hands events to any number of watchers. A publisher never waits.
@@ -65,14 +65,16 @@ func (h *hub) watch(ctx context.Context, first []Event) <-chan Event {
 type watcher struct {
 	mu    sync.Mutex
 	queue []Event
+	limit int // the length at which it is compacted next
 	wake  chan struct{}
 }
 
 func (w *watcher) add(ev Event) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if n := len(w.queue); n >= maxBacklog {
+	if len(w.queue) >= max(w.limit, maxBacklog) {
 		w.compact()
+		w.limit = 2 * len(w.queue)
 	}
 	w.queue = append(w.queue, ev)
 	select {

@@ -60,7 +60,7 @@ func (im *images) ensure(ctx context.Context, w *worker, pod *v1.Pod, name, cont
 			warn("InspectFailed", message)
 			return nil, &lifecycle.Failure{Reason: lifecycle.ReasonImageInspectError, Message: message}
 		case present != nil:
-			w.record(v1.EventTypeNormal, "Pulled", container, fmt.Sprintf("Container image %q already present on machine", name))
+			w.record(v1.EventTypeNormal, "Pulled", container, fmt.Sprintf("Container image %q already present on machine and can be accessed by the pod", name))
 			return present, nil
 		case policy == v1.PullNever:
 			message := fmt.Sprintf("Container image %q is not present with pull policy of Never", name)

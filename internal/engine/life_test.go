@@ -16,6 +16,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 	clocktesting "k8s.io/utils/clock/testing"
@@ -254,7 +255,9 @@ func TestAdoption(t *testing.T) {
 	id := rt.Container("app").Id
 	live(func(_ *Engine, b *bench) {
 		// It is ready from the first look on, and nothing is done to it.
-		b.await("adoption", func() bool { return b.statusOf(pod.UID, "app").ContainerID == "fake://"+id && b.statusOf(pod.UID, "app").Ready })
+		b.await("adoption", func() bool {
+			return b.statusOf(pod.UID, "app").ContainerID == "fake://"+id && b.statusOf(pod.UID, "app").Ready
+		})
 		if calls := rt.Calls(); len(calls) > 0 {
 			t.Errorf("adoption did %q", calls)
 		}
@@ -363,6 +366,54 @@ func TestVolumes(t *testing.T) {
 	src.set("settings", "key", "two")
 	b.ObjectsChanged("default")
 	b.await("the change", func() bool { return content() == "two" })
+}
+
+func TestEmptyDirLimit(t *testing.T) {
+	clk := clocktesting.NewFakeClock(time.Now())
+	b := newBench(t, clk, nil)
+	app := container("app")
+	app.VolumeMounts = []v1.VolumeMount{{Name: "scratch", MountPath: "/scratch"}}
+	pod := newPod("greedy", app)
+	pod.Spec.Volumes = []v1.Volume{{Name: "scratch", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{SizeLimit: ptr.To(resource.MustParse("64Ki"))}}}}
+	b.apply(pod)
+	b.await("Running", func() bool { return b.phase(pod.UID) == v1.PodRunning })
+	file := filepath.Join(b.cfg.Dir, string(pod.UID), "volumes/kubernetes.io~empty-dir/scratch/file")
+	if err := os.WriteFile(file, make([]byte, 100<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.pass(clk, time.Second, "Failed", func() bool { return b.phase(pod.UID) == v1.PodFailed })
+	got, _ := b.Get(pod.UID)
+	if want := `Usage of EmptyDir volume "scratch" exceeds the limit "64Ki". `; got.Status.Reason != "Evicted" || got.Status.Message != want {
+		t.Errorf("%s: %q, want %q", got.Status.Reason, got.Status.Message, want)
+	}
+	if _, err := os.Stat(file); !os.IsNotExist(err) {
+		t.Errorf("the volume is left: %v", err)
+	}
+}
+
+func TestResize(t *testing.T) {
+	b := newBench(t, clock.RealClock{}, nil)
+	app := container("app")
+	memory := func(q string) v1.ResourceRequirements {
+		l := v1.ResourceList{v1.ResourceMemory: resource.MustParse(q), v1.ResourceCPU: resource.MustParse("1")}
+		return v1.ResourceRequirements{Limits: l, Requests: l}
+	}
+	app.Resources = memory("100Mi")
+	pod := newPod("grows", app)
+	b.apply(pod)
+	b.await("Running", func() bool { return b.phase(pod.UID) == v1.PodRunning })
+	b.rt.Calls()
+	pod.Spec.Containers[0].Resources = memory("200Mi")
+	pod.Generation = 2
+	b.apply(pod)
+	b.await("the resize", func() bool { return b.has("ResizeCompleted: Pod resize completed") })
+	if calls := b.rt.Calls(); len(calls) != 1 || calls[0] != "UpdateContainerResources app/0" {
+		t.Errorf("it did %q", calls)
+	}
+	got, _ := b.Get(pod.UID)
+	if q := got.Status.ContainerStatuses[0].Resources.Limits.Memory(); q.String() != "200Mi" || got.Status.ObservedGeneration != 2 {
+		t.Errorf("limits %s, observed generation %d", q, got.Status.ObservedGeneration)
+	}
 }
 
 func TestTerminationMessages(t *testing.T) {

@@ -36,6 +36,7 @@ type worker struct {
 	picture map[string]sandboxView
 	logs    []runningLog
 	stale   bool // volumes may show old content
+	evicted bool
 
 	// disk guards the pod's volumes: package volume allows one call per pod.
 	disk    sync.Mutex

@@ -147,7 +147,8 @@ const (
 	// Remove forgets the exited container ID, run number Attempt, and its logs
 	// unless KeepLogs. → [ContainerRemoved]
 	Remove Verb = "Remove"
-	// Resize gives container ID the Resources of its spec. → [Resized]
+	// Resize gives container ID in SandboxID the Resources of its spec;
+	// Shrinks says that they are less than it has. → [Resized]
 	Resize Verb = "Resize"
 )
 
@@ -162,6 +163,7 @@ type Action struct {
 	Attempt   uint32
 	Grace     time.Duration
 	KeepLogs  bool
+	Shrinks   bool
 	Resources *v1.ResourceRequirements
 }
 

@@ -65,8 +65,9 @@ func (s *step) driveResizes(status *v1.PodStatus) {
 				continue
 			}
 			s.resizes[c.Name] = true
-			a := Action{Verb: Resize, Container: c.Name, ID: inst.ID, Resources: c.Resources.DeepCopy()}
-			if s.shrinks(c) {
+			a := Action{Verb: Resize, Container: c.Name, ID: inst.ID, SandboxID: inst.SandboxID,
+				Shrinks: s.shrinks(c), Resources: c.Resources.DeepCopy()}
+			if a.Shrinks {
 				s.do(a)
 			} else {
 				grow = append(grow, a)

@@ -238,7 +238,9 @@ func (w *world) happen(what string) {
 			}
 		}
 	case "sandbox":
-		w.stopSandbox(w.view.Sandboxes[0].ID)
+		if len(w.view.Sandboxes) > 0 {
+			w.stopSandbox(w.view.Sandboxes[0].ID)
+		}
 	case "lose", "unknown":
 		for i := range w.view.Containers {
 			if w.view.Containers[i].Name != words[1] {
@@ -251,6 +253,9 @@ func (w *world) happen(what string) {
 			return
 		}
 	case "restart":
+		if w.state.Status() == nil {
+			return
+		}
 		w.pod.Status = *w.state.Status().DeepCopy()
 		w.state = State{}
 	case "pulled":
