@@ -38,6 +38,25 @@
 // records agree after a crash at any instant. All methods of Network may be
 // called concurrently; calls for one pod take turns.
 //
+// # Host ports
+//
+// A host port is an element of a map of the table, which the kernel looks up
+// for packets to an address of this host; no rule is ever added or removed for
+// a pod. A socket of the node is bound to the port as well: a process of the
+// host that wants it fails with "address in use", and a pod that wants a
+// process's port fails in Setup. Connections to ::1, which the kernel can't
+// redirect, arrive at that socket and are forwarded to the pod by the node;
+// so would be all others, should somebody flush the table, until the next
+// Setup makes it anew. Pods see the client's address, but for clients on
+// loopback and in pods, whom they see as the gateway.
+//
+// # Isolation
+//
+// Pods reach each other, as Kubernetes wants it. They do not reach the host's
+// loopback addresses (CVE-2020-8558), nor do they or the bridge listen to
+// router advertisements (CVE-2020-10749). A pod with CAP_NET_RAW can forge
+// addresses on the bridge, as on a real network.
+//
 // # Beside others
 //
 // Accepting a packet in our table does not stop another table from dropping

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -193,6 +194,20 @@ func TestSetupAgain(t *testing.T) {
 	if links := interfaces(t, p.ns); strings.Contains(links, podLink) {
 		t.Errorf("the old namespace still has %s", links)
 	}
+	// Somebody deleted its link: it gets another.
+	in(t, w.host, func() error {
+		l, err := netlink.LinkByName(moved.HostVeth)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(l)
+	})
+	mended, err := w.Setup(t.Context(), Request{ID: "p", Netns: moved.ns, Ports: ports})
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve(t, w.host, "tcp", hostport(mended.Gateways[0], 80), "host")
+	expect(t, "mended", moved.ns, "tcp", hostport(mended.Gateways[0], 80), "host "+mended.IPs[0].Addr().String())
 }
 
 func TestSetupFails(t *testing.T) {
@@ -625,6 +640,87 @@ func TestMTU(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// SCTP works where the kernel has it, and is a clear error where it hasn't.
+func TestSCTP(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.Setup(t.Context(), Request{ID: "p", Netns: newNetns(t), Ports: []PortMapping{{HostPort: 8080, ContainerPort: 80, Protocol: SCTP}}})
+	fd, serr := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_SCTP)
+	if serr != nil {
+		if !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "reserving host port 8080/SCTP: this kernel has no SCTP") {
+			t.Errorf("without SCTP: %v", err)
+		}
+		return
+	}
+	unix.Close(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rules := w.ruleset(); !strings.Contains(rules, "sctp . 8080") {
+		t.Errorf("no element for SCTP:\n%s", rules)
+	}
+}
+
+// A full disk keeps a pod from starting, and no pod from ending.
+func TestFullDisk(t *testing.T) {
+	w := newWorld(t)
+	w.Close()
+	w.cfg.RunDir = t.TempDir()
+	if err := unix.Mount("tmpfs", w.cfg.RunDir, "tmpfs", 0, "size=16k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(w.cfg.RunDir, unix.MNT_DETACH) })
+	w.open()
+	ports := []PortMapping{{HostPort: 8080, ContainerPort: 80}}
+	w.pod("p", ports...)
+	full, err := os.Create(filepath.Join(w.cfg.RunDir, "filler"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	if _, err := full.Write(make([]byte, 1<<20)); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("filling a small disk: %v", err)
+	}
+	before := w.snapshot()
+	_, err = w.Setup(t.Context(), Request{ID: "q", Netns: newNetns(t), Ports: []PortMapping{{HostPort: 8081, ContainerPort: 80}}})
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("Setup: %v, want %v", err, unix.ENOSPC)
+	}
+	if err := w.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if after := w.snapshot(); after != before {
+		t.Errorf("left behind:\n%s\nwant\n%s", after, before)
+	}
+	if err := w.Teardown(t.Context(), "p"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Remove(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// Hundreds of pods that end at once are one batch.
+func TestManyEndAtOnce(t *testing.T) {
+	w := newWorld(t)
+	w.pod("first")
+	before := w.snapshot()
+	const pods = 100
+	for i := range pods {
+		w.pod(fmt.Sprint("p", i))
+	}
+	for i := range pods {
+		if err := w.Teardown(t.Context(), fmt.Sprint("p", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if after := w.snapshot(); after != before {
+		t.Errorf("left behind:\n%s\nwant\n%s", after, before)
+	}
 }
 
 // A pod with a user namespace of its own owns its network namespace.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -70,10 +71,25 @@ func (c *conn) Close() error {
 	return unix.Close(c.fd)
 }
 
-// do sends the requests together and returns the first that failed.
-func (c *conn) do(requests ...request) error {
+// maxBatch bounds the requests of one system call: their answers have to find
+// room in the socket before the first is read.
+const maxBatch = 32
+
+// do sends the requests together and returns the error of the first that
+// failed.
+func (c *conn) do(requests ...request) (first error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for batch := range slices.Chunk(requests, maxBatch) {
+		if err := c.send(batch); err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// send does one batch. It needs mu.
+func (c *conn) send(requests []request) error {
 	var buf []byte
 	waiting := make(map[uint32]request, len(requests))
 	for _, r := range requests {

@@ -27,29 +27,44 @@ func (n *Network) Setup(ctx context.Context, req Request) (*Attachment, error) {
 	}
 	defer end()
 
-	if r := n.lookup(req.ID); r != nil {
-		if r.Phase == ready && r.Netns == inode && slices.Equal(r.Ports, req.Ports) {
-			return new(r.Attachment), nil
-		}
-		// A former life of this pod, or one that a crash cut short.
-		if err := n.retire(ctx, r); err != nil {
-			return nil, err
-		}
-		if err := n.reaper.gone(ctx, req.ID); err != nil {
-			return nil, err
-		}
-	}
-	r, err := n.attach(ctx, req, inode)
+	r, err := n.setup(ctx, req, inode)
 	if errors.Is(err, errNoBridge) {
 		// Somebody took the bridge away; make it again, once.
 		n.infra.lost()
-		r, err = n.attach(ctx, req, inode)
+		r, err = n.setup(ctx, req, inode)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("network of pod %s: %w", req.ID, err)
 	}
 	n.log.Debug("pod connected", "pod", req.ID, "ips", r.Attachment.IPs, "veth", r.Attachment.HostVeth)
 	return new(r.Attachment), nil
+}
+
+// setup finds what the pod has or attaches it anew. The caller has the pod's
+// turn.
+func (n *Network) setup(ctx context.Context, req Request, inode uint64) (*record, error) {
+	r := n.lookup(req.ID)
+	if r == nil {
+		return n.attach(ctx, req, inode)
+	}
+	if r.Phase == ready && r.Netns == inode && slices.Equal(r.Ports, req.Ports) {
+		index := 0
+		err := n.host.do(indexOf(r.Attachment.HostVeth, &index))
+		if err == nil && index == r.Attachment.HostVethIndex {
+			return r, nil
+		}
+		if err != nil && !errors.Is(err, unix.ENODEV) {
+			return nil, err
+		}
+	}
+	// A former life of this pod, or one that was cut short.
+	if err := n.retire(ctx, r); err != nil {
+		return nil, err
+	}
+	if err := n.reaper.gone(ctx, req.ID); err != nil {
+		return nil, err
+	}
+	return n.attach(ctx, req, inode)
 }
 
 // attach does Setup's work for a pod that has nothing yet.
@@ -201,8 +216,12 @@ func (n *Network) retire(ctx context.Context, r *record) error {
 	before := r.Phase
 	r.Phase = ending
 	if err := n.leases.put(r.ID, r); err != nil {
-		r.Phase = before
-		return err
+		// A full disk must not keep a pod from ending. After a crash its
+		// link is one without a record, which Reconcile deletes as well.
+		if err := n.leases.remove(r.ID); err != nil {
+			r.Phase = before
+			return err
+		}
 	}
 	n.at("retired")
 	if err := n.unmapPorts(ctx, r); err != nil {
