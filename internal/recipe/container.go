@@ -158,10 +158,10 @@ func Container(spec ContainerSpec) (*Recipe, error) {
 	c.labels(&spec.Process, proc)
 
 	c.Call("attaching the root file system", unix.SYS_MOVE_MOUNT, c.root, Str(""), cwd, Str(pauseRootfs), Int(unix.MOVE_MOUNT_F_EMPTY_PATH))
+	c.imageVolumes()
 	c.dev()
 	c.sysfs()
 	c.volumes()
-	c.imageVolumes()
 	c.procfs(proc)
 	c.mask()
 	c.readonly()
@@ -285,14 +285,15 @@ func (c *container) volumes() {
 }
 
 // imageVolumes keeps the image's volumes writable under a read-only root: each
-// is mounted on itself, with what the image has there, before the root becomes
-// read-only.
+// is mounted on itself before anything else is mounted, so that it holds what
+// the image has there and covers nothing.
 func (c *container) imageVolumes() {
 	if !c.spec.ReadonlyRootfs {
 		return
 	}
-	for _, at := range outermost(c.spec.Volumes) {
-		if at == "/" || c.replaced(at) {
+	// What is below these isn't on the root, and needs no help.
+	for _, at := range outermost(c.spec.Volumes, "/dev", "/proc", "/sys") {
+		if c.replaced(at) {
 			continue
 		}
 		why := "mounting the image's volume " + at

@@ -23,6 +23,35 @@ func TestReadonlyRootfs(t *testing.T) {
 	p.expect(spec, "read-only\nx\ncontent\n/made/cwd\n")
 }
 
+// TestImageVolumes: they stay writable, hide no mount and lead nowhere.
+func TestImageVolumes(t *testing.T) {
+	p := plainPod(t)
+	root, upper := rootfs(t, func(upper string) {
+		os.MkdirAll(upper+"/data/sub", 0o755)
+		os.WriteFile(upper+"/data/of-image", nil, 0o644)
+	})
+	volume := t.TempDir()
+	os.WriteFile(volume+"/v", nil, 0o644)
+	spec := p.spec(root, `ls /data /data/sub /taken; touch /data/x /new/y /taken/z && touch /x 2>/dev/null || echo read-only
+		grep -c . /proc/self/cgroup >/dev/null && ls /dev/null /sys/kernel >/dev/null`)
+	spec.ReadonlyRootfs = true
+	spec.Volumes = []string{"/data", "/data/inside", "/new", "/taken", "/proc", "/dev/shm", "/sys/fs/cgroup"}
+	spec.Mounts = []recipe.Mount{{Source: bind(t, volume), Target: "/data/sub"}, {Source: bind(t, volume), Target: "/taken"}}
+	p.expect(spec, "/data:\nof-image\nsub\n\n/data/sub:\nv\n\n/taken:\nv\nread-only\n")
+	for _, f := range []string{upper + "/data/x", upper + "/new/y", volume + "/z"} {
+		if _, err := os.Stat(f); err != nil {
+			t.Error(err)
+		}
+	}
+	// One that a link makes the image's /proc keeps the container from starting.
+	root, _ = rootfs(t, func(upper string) { os.Symlink("/proc", upper+"/link") })
+	spec = p.spec(root, "")
+	spec.ReadonlyRootfs, spec.Volumes = true, []string{"/link"}
+	if got, want := p.refuses(spec), "mounting proc: something is mounted at /proc: invalid cross-device link"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
 // TestEmptyImage: an image may be one file.
 func TestEmptyImage(t *testing.T) {
 	p := plainPod(t)

@@ -125,7 +125,7 @@ func FuzzCompositions(f *testing.F) {
 				Process: in.process(null), Rootfs: null, ReadonlyRootfs: in.bool(), Mounts: in.mounts(null),
 				Dev: in.file(null), Devpts: in.file(null), Console: in.file(null), Shm: in.bool(), Mqueue: in.bool(),
 				PrivateProc: in.bool(), Sysfs: []string{"", "ro", "rw", "x"}[in.byte()%4], Cgroupfs: in.mounts(null), CgroupNS: in.bool(),
-				MaskedPaths: in.paths(), ReadonlyPaths: in.paths(), UserNS: in.bool(),
+				MaskedPaths: in.paths(), ReadonlyPaths: in.paths(), UserNS: in.bool(), Volumes: in.paths(),
 			})
 		}
 		if err != nil {

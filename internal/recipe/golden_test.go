@@ -64,6 +64,7 @@ func goldens(t *testing.T) map[string]func() (*Recipe, error) {
 		"container-userns-root": func() (*Recipe, error) {
 			s := base
 			s.UserNS, s.CgroupNS, s.ReadonlyRootfs = true, true, true
+			s.Volumes = []string{"/var/lib/db", "/proc", "/data"}
 			s.UID, s.GID, s.Groups, s.Cwd = 0, 0, nil, ""
 			s.Effective, s.Permitted = defaultCaps, defaultCaps
 			s.NoNewPrivs = false
