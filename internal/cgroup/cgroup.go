@@ -20,6 +20,7 @@
 package cgroup
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -64,6 +65,11 @@ type Hierarchy struct {
 	unifiedMount *os.File
 	swap         bool
 
+	// placeholders are the goroutines that end with closing; systemd only.
+	placeholders sync.WaitGroup
+	closing      context.Context
+	close        context.CancelFunc
+
 	mu    sync.Mutex
 	bases map[string]bool // parents known to exist in every tree
 	// trim keeps empty parents from being removed while a group is made in
@@ -77,6 +83,18 @@ func Open(cfg Config) (*Hierarchy, error) {
 	if err := h.findTrees(); err != nil {
 		return nil, err
 	}
+	if err := h.configure(); err != nil {
+		if h.unifiedMount != nil {
+			h.unifiedMount.Close()
+		}
+		return nil, err
+	}
+	h.closing, h.close = context.WithCancel(context.Background())
+	return h, nil
+}
+
+// configure settles driver and root.
+func (h *Hierarchy) configure() error {
 	systemd := runningSystemd()
 	switch {
 	case h.driver == "" && systemd && h.version == 2:
@@ -84,14 +102,14 @@ func Open(cfg Config) (*Hierarchy, error) {
 	case h.driver == "":
 		h.driver = DriverCgroupfs
 	case h.driver == DriverSystemd && !systemd:
-		return nil, fmt.Errorf("cgroup driver systemd: systemd is not running on this machine, use cgroupfs: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("cgroup driver systemd: systemd is not running on this machine, use cgroupfs: %w", errdefs.ErrFailedPrecondition)
 	case h.driver != DriverSystemd && h.driver != DriverCgroupfs:
-		return nil, fmt.Errorf("cgroup driver %q: want cgroupfs or systemd: %w", h.driver, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("cgroup driver %q: want cgroupfs or systemd: %w", h.driver, errdefs.ErrInvalidArgument)
 	}
 	var err error
 	if h.driver == DriverSystemd {
 		if h.version != 2 {
-			return nil, fmt.Errorf("cgroup driver systemd needs cgroup v2, use cgroupfs on v1: %w", errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("cgroup driver systemd needs cgroup v2, use cgroupfs on v1: %w", errdefs.ErrFailedPrecondition)
 		}
 		if h.root == "" {
 			h.root = "system.slice"
@@ -104,9 +122,9 @@ func Open(cfg Config) (*Hierarchy, error) {
 		_, err = cleanParent(h.root)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("cgroup root: %w", err)
+		return fmt.Errorf("cgroup root: %w", err)
 	}
-	return h, nil
+	return nil
 }
 
 // The drivers.
@@ -123,6 +141,8 @@ func (h *Hierarchy) Driver() string { return h.driver }
 
 // Close removes the root of pods if it is ours and empty.
 func (h *Hierarchy) Close() error {
+	h.close()
+	h.placeholders.Wait()
 	var errs []error
 	if h.driver == DriverCgroupfs {
 		base, _ := cleanParent(h.root)
@@ -146,8 +166,9 @@ type Group struct {
 	base string // what the pod's group is made in
 	path string // below the root of every hierarchy
 	pod  bool
-	// scope is the systemd unit the pod's group is, "" with cgroupfs.
-	scope, slice string
+	// slice is the systemd unit that the pod's scope goes in, "" with
+	// cgroupfs and for containers.
+	slice string
 }
 
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.:-]{0,200}$`)
@@ -165,9 +186,9 @@ func (h *Hierarchy) Pod(parent, id string) (*Group, error) {
 	g := &Group{h: h, pod: true}
 	var err error
 	if h.driver == DriverSystemd {
-		g.slice, g.scope = parent, scopePrefix+id+".scope"
+		g.slice = parent
 		if g.base, err = expandSlice(parent); err == nil {
-			g.path = path.Join(g.base, g.scope)
+			g.path = path.Join(g.base, scopePrefix+"-"+id+".scope")
 		}
 	} else if g.base, err = cleanParent(parent); err == nil {
 		g.path = path.Join(g.base, id)
@@ -229,7 +250,7 @@ func (g *Group) Create(r Resources) (err error) {
 		}
 		err = fmt.Errorf("creating cgroup %s: %w", g.path, err)
 	}()
-	if g.scope != "" {
+	if g.slice != "" {
 		if err := g.startScope(); err != nil {
 			return err
 		}
@@ -359,19 +380,22 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// removeTries and removePause bound the wait for a dying process to leave its
+// removeTries and removeDelay bound the wait for a dying process to leave its
 // group: 1 ms doubling to 64, about a second.
 const (
 	removeTries = 20
 	removeDelay = 64 * time.Millisecond
 )
 
-// Remove removes the group and every group in it, and a pod's parents up to the
-// Hierarchy's root if they are then empty; those of a kubelet are its own. Its processes must be dead
-// (see Kill); one that is still on its way out is waited for, up to a second.
-// A group that isn't there is no error.
+// Remove removes the group and every group in it, and a pod's parents up to
+// the Hierarchy's root if they are then empty; those of a kubelet are its own.
+// Its processes must be dead (see Kill); one that is still on its way out is
+// waited for, up to a second. A group that isn't there is no error.
 func (g *Group) Remove() error {
 	var errs []error
+	if g.slice != "" && exists(g.h.unified.dir+g.path) {
+		errs = append(errs, g.stopScope())
+	}
 	for _, t := range g.h.trees {
 		errs = append(errs, removeTree(t.dir+g.path))
 	}

@@ -111,6 +111,14 @@ func (g *Group) apply(r Resources) error {
 		if r.empty() {
 			return nil
 		}
+		if g.slice != "" {
+			// Told to systemd, or it would undo it at its next reload.
+			m, err := g.manager(oc)
+			if err != nil {
+				return err
+			}
+			return m.Set(oc)
+		}
 		dir := g.h.unified.dir + g.path
 		m, err := fs2.NewManager(&cgroups.Cgroup{Resources: oc}, dir)
 		if err != nil {

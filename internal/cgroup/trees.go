@@ -141,6 +141,9 @@ func parseTrees(r io.Reader) (trees []tree, unified string, err error) {
 // ensureBase makes the group pods are made in, with every controller its
 // children need. The result is remembered.
 func (h *Hierarchy) ensureBase(base string) error {
+	if h.driver == DriverSystemd {
+		return nil // systemd's to make, with every controller: the scope is delegated
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.bases[base] {

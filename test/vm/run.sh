@@ -10,6 +10,7 @@
 # the first that failed.
 #
 #   -c 1|2      mount cgroup v2 (default) or v1 controllers beside cgroup2
+#   -s          boot with systemd as PID 1, the tests being a service
 #   -x FILE     add a program of this machine, with the libraries it needs
 #   -f SRC=DST  add a file
 #   -b TAGS     build tags
@@ -26,11 +27,12 @@ set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${UNIPOD_VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/unipod/vm}
-cgroup=2 memory=2048 timeout=900 tags=
+cgroup=2 memory=2048 timeout=900 tags= systemd=
 programs=() files=() environment=() kernelargs=()
-while getopts c:x:f:b:e:a:m:t: option; do
+while getopts c:sx:f:b:e:a:m:t: option; do
 	case $option in
 	c) cgroup=$OPTARG ;;
+	s) systemd=1 ;;
 	x) programs+=("$OPTARG") ;;
 	f) files+=("$OPTARG") ;;
 	b) tags=$OPTARG ;;
@@ -79,6 +81,25 @@ mkdir -p "$cache"
 kernel=$(flock "$cache" bash -c "$(declare -f fetch_kernel); cache='$cache' fetch_kernel")
 release=$(basename "$kernel"/lib/modules/*)
 
+# Debian's systemd and what it depends on, extracted likewise.
+fetch_systemd() {
+	local dir=$cache/systemd
+	if [[ ! -e $dir/done ]]; then
+		echo "run.sh: downloading systemd" >&2
+		rm -rf "$dir"
+		mkdir -p "$dir"
+		(
+			cd "$dir"
+			apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances systemd |
+				grep -E '^(systemd|mount|lib[a-z0-9.+-]*)$' | sort -u | xargs apt-get download -qq 2>/dev/null
+			for package in *.deb; do dpkg-deb -x "$package" . && rm "$package"; done
+		)
+		rm -rf "$dir"/usr/share/{doc,man,locale,perl5}
+		touch "$dir/done"
+	fi
+	echo "$dir"
+}
+
 # with_libraries adds a program and what ldd says it loads.
 with_libraries() {
 	local file
@@ -87,6 +108,36 @@ with_libraries() {
 		cp -L "$file" "$root$file"
 	done
 }
+if [[ -n $systemd ]]; then
+	tree=$(flock "$cache" bash -c "$(declare -f fetch_systemd); set -e; cache='$cache' fetch_systemd")
+	rm -rf "$root"/{bin,sbin,lib}
+	for dir in bin sbin lib lib64; do
+		mkdir -p "$root/usr/$dir"
+		ln -s "usr/$dir" "$root/$dir"
+		[[ ! -d $tree/$dir ]] || cp -a "$tree/$dir/." "$root/usr/$dir/"
+		[[ ! -d $tree/usr/$dir ]] || cp -a "$tree/usr/$dir/." "$root/usr/$dir/"
+	done
+	cp -a "$tree/etc/." "$root/etc/"
+	mkdir -p "$root/lib/modules"
+	: >"$root/etc/machine-id"
+	cat >"$root/etc/systemd/system/unipod-test.target" <<-END
+		[Unit]
+		Requires=unipod-test.service
+	END
+	cat >"$root/etc/systemd/system/unipod-test.service" <<-END
+		[Unit]
+		DefaultDependencies=no
+		[Service]
+		Environment=UNIPOD_VM_STAGE=systemd
+		ExecStart=/init
+		StandardOutput=tty
+		StandardError=tty
+		StandardInput=tty
+		TTYPath=/dev/ttyS0
+		Delegate=yes
+	END
+	kernelargs+=(systemd.unit=unipod-test.target systemd.show_status=0 unipod.systemd)
+fi
 cp "$(command -v busybox)" "$root/bin/busybox"
 for program in ${programs[@]+"${programs[@]}"}; do
 	with_libraries "$(command -v "$program")"
