@@ -197,13 +197,13 @@ func (e *Engine) List() []*v1.Pod {
 // Watch delivers the present status of every pod, then every change, until
 // ctx ends; then the channel is closed. A slow reader never blocks a pod.
 func (e *Engine) Watch(ctx context.Context) <-chan Event {
+	watcher := e.hub.register()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	present := make([]Event, 0, len(e.pods))
 	for _, w := range e.pods {
-		present = append(present, Event{Type: StatusChanged, Pod: w.snapshot()})
+		w.introduce(watcher)
 	}
-	return e.hub.watch(ctx, present)
+	return e.hub.deliver(ctx, watcher)
 }
 
 // forget drops a pod that has ended and is cleaned up.

@@ -25,14 +25,20 @@ func (h *hub) publish(ev Event) {
 	}
 }
 
-func (h *hub) watch(ctx context.Context, first []Event) <-chan Event {
-	w := &watcher{wake: make(chan struct{}, 1), queue: first}
+// register makes a watcher of everything published from now on.
+func (h *hub) register() *watcher {
+	w := &watcher{wake: make(chan struct{}, 1)}
 	h.mu.Lock()
+	defer h.mu.Unlock()
 	if h.watchers == nil {
 		h.watchers = sets.New[*watcher]()
 	}
 	h.watchers.Insert(w)
-	h.mu.Unlock()
+	return w
+}
+
+// deliver hands a watcher's events out until ctx ends, and then forgets it.
+func (h *hub) deliver(ctx context.Context, w *watcher) <-chan Event {
 	out := make(chan Event)
 	go func() {
 		defer close(out)

@@ -165,6 +165,14 @@ func (w *worker) reveal(status v1.PodStatus) {
 	w.e.hub.publish(Event{Type: StatusChanged, Pod: &shown})
 }
 
+// introduce shows the pod to a new watcher, in sequence with what is published
+// of it.
+func (w *worker) introduce(to *watcher) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	to.add(Event{Type: StatusChanged, Pod: w.shown})
+}
+
 // run lives the pod's life. It returns when the pod is removed or ctx ends;
 // everything it started is over then.
 func (w *worker) run(ctx context.Context) {
