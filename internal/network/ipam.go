@@ -136,7 +136,7 @@ func (m *ipam) writeCursor() {
 	m.mu.Unlock()
 	data, err := json.Marshal(at)
 	if err == nil {
-		err = writeFile(m.dir, cursorFile, data)
+		err = writeFile(m.dir, cursorFile, data, true)
 	}
 	if err != nil {
 		m.log.Warn("the pod network's cursor could not be written, addresses may come again early after a reboot", "error", err)

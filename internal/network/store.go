@@ -39,8 +39,9 @@ const (
 	ending phase = "ending" // host ports are free, the link may still be there
 )
 
-// store keeps files in one directory; each is replaced as a whole and durable
-// (as far as its file system is) when put returns.
+// store keeps files in one directory; each is replaced as a whole. They need
+// not survive a reboot, only the death of this process, so nothing is synced:
+// where the directory is no tmpfs that would cost 1 ms and more for each pod.
 type store struct{ dir string }
 
 const (
@@ -53,7 +54,7 @@ func (s store) put(name string, value any) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(s.dir, name+recordSuffix, data)
+	return writeFile(s.dir, name+recordSuffix, data, false)
 }
 
 func (s store) remove(name string) error {
@@ -123,8 +124,9 @@ func (s store) records() (map[string]*record, error) {
 	return all, nil
 }
 
-// writeFile replaces dir/name by data: all of it or, after a crash, none.
-func writeFile(dir, name string, data []byte) (err error) {
+// writeFile replaces dir/name by data: all of it or, after a crash, none. If
+// durable, that is also true of a crash of the machine.
+func writeFile(dir, name string, data []byte, durable bool) (err error) {
 	tmp := filepath.Join(dir, name+newSuffix)
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -136,7 +138,7 @@ func writeFile(dir, name string, data []byte) (err error) {
 		}
 	}()
 	_, err = f.Write(data)
-	if err == nil {
+	if err == nil && durable {
 		err = f.Sync()
 	}
 	if cerr := f.Close(); err == nil {
@@ -147,6 +149,9 @@ func writeFile(dir, name string, data []byte) (err error) {
 	}
 	if err := os.Rename(tmp, filepath.Join(dir, name)); err != nil {
 		return err
+	}
+	if !durable {
+		return nil
 	}
 	d, err := os.Open(dir)
 	if err != nil {

@@ -1,9 +1,11 @@
 package node
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -37,4 +39,31 @@ func checkKernel() error {
 		}
 	}
 	return nil
+}
+
+// voidAfterReboot empties run when it is from before the machine's last boot:
+// on a tmpfs the reboot has done that, but not every machine's /run is one.
+func voidAfterReboot(run string) error {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return fmt.Errorf("asking which boot this is: %w", err)
+	}
+	file := filepath.Join(run, "boot-id")
+	switch had, err := os.ReadFile(file); {
+	case err == nil && bytes.Equal(had, boot):
+		return nil
+	case err != nil && !errors.Is(err, os.ErrNotExist):
+		return err
+	case err == nil:
+		entries, err := os.ReadDir(run)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if err := os.RemoveAll(filepath.Join(run, e.Name())); err != nil {
+				return fmt.Errorf("removing what is left of before the reboot: %w", err)
+			}
+		}
+	}
+	return os.WriteFile(file, boot, 0o600)
 }

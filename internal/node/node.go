@@ -151,6 +151,9 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.close = append(n.close, unlock)
+	if err := voidAfterReboot(cfg.Run); err != nil {
+		return nil, err
+	}
 
 	images := cfg.Images
 	images.Root, images.Run, images.Logger = filepath.Join(cfg.Root, "images"), filepath.Join(cfg.Run, "images"), cfg.Log
