@@ -114,3 +114,31 @@ func TestTokens(t *testing.T) {
 		})
 	}
 }
+
+// TestCredentialHelper asks a program for the credentials, as config.json may
+// say.
+func TestCredentialHelper(t *testing.T) {
+	f := newFake(t)
+	ref := f.add("a", "b", simple(t, "x"))
+	f.hook = func(w http.ResponseWriter, r *http.Request) bool {
+		if user, pass, _ := r.BasicAuth(); user == "joe" && pass == "secret" {
+			return false
+		}
+		w.Header().Set("WWW-Authenticate", `Basic realm="r"`)
+		http.Error(w, "", http.StatusUnauthorized)
+		return true
+	}
+	bin := t.TempDir()
+	script := fmt.Sprintf("#!/bin/sh\nread server\nif [ \"$1 $server\" = \"get %s\" ]; then echo '{\"Username\":\"joe\",\"Secret\":\"secret\"}'; else exit 1; fi\n", f.addr())
+	if err := os.WriteFile(filepath.Join(bin, "docker-credential-unipodtest"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	cfg := testConfig(t)
+	if err := os.WriteFile(cfg.AuthFile, fmt.Appendf(nil, `{"credHelpers":{%q:"unipodtest"}}`, f.addr()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openStore(t, cfg).Pull(context.Background(), ref, PullOptions{}); err != nil {
+		t.Error(err)
+	}
+}

@@ -181,6 +181,10 @@ blocked = true
 		_, err = s.Pull(ctx, host+"/app:v1", PullOptions{})
 		wantErr(t, err, errdefs.ErrPermissionDenied, "registry "+host+" is blocked in "+cfg.RegistriesConf)
 	}
+	// An edited file counts at once.
+	write(t, cfg.RegistriesConf, conf+"[[registry]]\nlocation = \"late.example\"\nblocked = true\n")
+	_, err = s.Pull(ctx, "late.example/app:v1", PullOptions{})
+	wantErr(t, err, errdefs.ErrPermissionDenied, "is blocked")
 	cfg2 := testConfig(t)
 	write(t, cfg2.RegistriesConf, "not toml at all [")
 	_, err = openStore(t, cfg2).Pull(ctx, "registry.example/app:v1", PullOptions{})

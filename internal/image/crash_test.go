@@ -249,6 +249,55 @@ func many(n int) []entry {
 	return es
 }
 
+// TestCollectionFails makes a file undeletable for a while: the removal says
+// so, and the next collection, in this process or another, finishes the job.
+func TestCollectionFails(t *testing.T) {
+	ctx := context.Background()
+	for _, restart := range []bool{false, true} {
+		t.Run(fmt.Sprintf("restart %t", restart), func(t *testing.T) {
+			cfg := testConfig(t)
+			s := openStore(t, cfg)
+			img := load(t, s, simple(t, "x"), nameA)
+			dirs, err := s.Layers(ctx, img.ID, "c")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.ReleaseLayers(ctx, "c"); err != nil {
+				t.Fatal(err)
+			}
+			f, err := os.Open(filepath.Join(dirs[0], "f"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			const immutable = 0x10 // FS_IMMUTABLE_FL
+			if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, immutable); err != nil {
+				t.Skipf("this file system has no immutable files: %v", err)
+			}
+			_, err = s.Remove(ctx, nameA)
+			if err == nil || !strings.Contains(err.Error(), "operation not permitted") {
+				t.Errorf("removal: %v", err)
+			}
+			if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, 0); err != nil {
+				t.Fatal(err)
+			}
+			if restart {
+				s.Close()
+				s = openStore(t, cfg)
+			} else {
+				if _, err := s.Pull(ctx, "127.0.0.1:1/a:b", PullOptions{}); err == nil {
+					t.Error("pulled from nowhere")
+				}
+				load(t, s, simple(t, "y"), nameB)
+				if _, err := s.Remove(ctx, nameB); err != nil {
+					t.Error(err)
+				}
+			}
+			empty(t, s)
+		})
+	}
+}
+
 // TestFailedPullKeepsOthers fails a pull that shares layers with an image.
 func TestFailedPullKeepsOthers(t *testing.T) {
 	ctx := context.Background()

@@ -55,21 +55,34 @@ func (s *Store) owe() error {
 	return syncDir(s.cfg.Root)
 }
 
-// pay collects garbage and settles one debt.
+// pay collects garbage and settles one debt. If that fails the record of it
+// stays until a later collection succeeds.
 func (s *Store) pay(ctx context.Context) error {
 	s.gcMu.Lock()
 	defer s.gcMu.Unlock()
+	s.debt--
 	// What is given up cannot be asked for again, so nothing of it comes back
 	// into the cache.
 	s.lowerCache.Clear()
+	ctx = context.WithoutCancel(ctx)
+	if s.gcFailed {
+		l, err := s.touchBackends(ctx)
+		if err == nil {
+			err = s.leases.Delete(ctx, l)
+		}
+		if err != nil {
+			return fmt.Errorf("collecting garbage: %w", err)
+		}
+	}
 	var failures failureLog
-	ctx = log.WithLogger(context.WithoutCancel(ctx), failures.entry())
-	_, err := s.db.GarbageCollect(ctx)
+	_, err := s.db.GarbageCollect(log.WithLogger(ctx, failures.entry()))
 	if err = errors.Join(err, failures.err()); err != nil {
+		s.gcFailed = true
 		return fmt.Errorf("collecting garbage: %w", err)
 	}
+	s.gcFailed = false
 	s.ballast()
-	if s.debt--; s.debt > 0 {
+	if s.debt > 0 {
 		return nil
 	}
 	err = os.Remove(filepath.Join(s.cfg.Root, debtFile))
@@ -167,9 +180,11 @@ func (s *Store) recover(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := s.touchBackends(ctx, &stale); err != nil {
+	l, err := s.touchBackends(ctx)
+	if err != nil {
 		return err
 	}
+	stale = append(stale, l)
 	for _, l := range stale {
 		if err := s.leases.Delete(ctx, l); err != nil && !errdefs.IsNotFound(err) {
 			return err
@@ -195,26 +210,22 @@ func removeChildren(dir string) error {
 }
 
 // touchBackends makes a snapshot and an unfinished blob that are garbage when
-// the lease added to stale is deleted. The collector compares a backend with
-// the database only when it removed something from it.
-func (s *Store) touchBackends(ctx context.Context, stale *[]leases.Lease) error {
-	l, err := s.leases.Create(ctx, leases.WithID(leaseRecover))
-	if errdefs.IsAlreadyExists(err) {
-		l = leases.Lease{ID: leaseRecover}
-	} else if err != nil {
-		return err
-	} else {
-		*stale = append(*stale, l)
+// the returned lease is deleted. The collector compares a backend with the
+// database only when it removes something from it.
+func (s *Store) touchBackends(ctx context.Context) (leases.Lease, error) {
+	l := leases.Lease{ID: leaseRecover}
+	if _, err := s.leases.Create(ctx, leases.WithID(l.ID)); err != nil && !errdefs.IsAlreadyExists(err) {
+		return l, err
 	}
 	ctx = leases.WithLease(ctx, l.ID)
 	if _, err := s.snapshots.Prepare(ctx, leaseRecover, ""); err != nil && !errdefs.IsAlreadyExists(err) {
-		return err
+		return l, err
 	}
 	w, err := content.OpenWriter(ctx, s.content, content.WithRef(leaseRecover))
 	if err != nil {
-		return err
+		return l, err
 	}
-	return w.Close()
+	return l, w.Close()
 }
 
 // lease protects what is stored with the returned context until release is

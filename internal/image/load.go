@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images/archive"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -189,8 +191,8 @@ func importLayout(ctx context.Context, cs content.Store, dir string) (ocispec.De
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("%s is no OCI image layout: %w", dir, err)
 	}
-	idx := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Size: int64(len(raw)), Digest: digestOf(raw)}
-	if err := content.WriteBlob(ctx, cs, "layout-index-"+idx.Digest.String(), bytesReader(raw), idx); err != nil {
+	idx := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Size: int64(len(raw)), Digest: digest.FromBytes(raw)}
+	if err := content.WriteBlob(ctx, cs, "layout-index-"+idx.Digest.String(), bytes.NewReader(raw), idx); err != nil {
 		return idx, err
 	}
 	return idx, importChildren(ctx, cs, root, idx, 0)

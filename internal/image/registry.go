@@ -66,6 +66,7 @@ func (s *Store) pullSources(named reference.Named) ([]sysregistriesv2.PullSource
 	if sys.SystemRegistriesConfPath == "" {
 		return itself, nil
 	}
+	sysregistriesv2.InvalidateCache() // an edited file counts at once
 	reg, err := sysregistriesv2.FindRegistry(sys, named.Name())
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", sys.SystemRegistriesConfPath, err)

@@ -111,9 +111,10 @@ type Store struct {
 
 	lowerCache sync.Map // chain ID -> []string
 
-	gcMu sync.Mutex // one collection at a time; guards debt
-	debt debt
-	work sync.WaitGroup
+	gcMu     sync.Mutex // one collection at a time
+	debt     debt       // guarded by gcMu, like the next
+	gcFailed bool       // the last collection left something on the disk
+	work     sync.WaitGroup
 
 	closeOnce sync.Once
 	closeErr  error

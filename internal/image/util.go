@@ -1,14 +1,12 @@
 package image
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"os"
 
 	"github.com/containerd/errdefs"
-	"github.com/opencontainers/go-digest"
 )
 
 // contextReader ends with its context.
@@ -49,7 +47,3 @@ func readSmall(root *os.Root, name string) ([]byte, error) {
 	}
 	return b, err
 }
-
-func digestOf(b []byte) digest.Digest { return digest.Canonical.FromBytes(b) }
-
-func bytesReader(b []byte) io.Reader { return bytes.NewReader(b) }
