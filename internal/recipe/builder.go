@@ -112,7 +112,7 @@ type Builder struct {
 // New returns an empty builder.
 func New() *Builder {
 	return &Builder{
-		steps: make([]step, 0, 256), // a container's are about as many
+		steps: make([]step, 0, 384), // a container has about 300
 		strs:  shared[Str]{}, hows: shared[OpenHow]{}, attrs: shared[MountAttr]{},
 	}
 }
