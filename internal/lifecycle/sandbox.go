@@ -185,7 +185,9 @@ func (s *step) prune() {
 	for i := range s.containers {
 		inst := &s.containers[i]
 		count[inst.Name]++
-		if count[inst.Name] > 2 && inst.State == Exited {
+		// One that never started, because an engine was killed, left nothing
+		// worth keeping.
+		if count[inst.Name] > 2 && inst.State == Exited || count[inst.Name] > 1 && inst.State == Created {
 			s.removeContainer(inst, false)
 		}
 	}

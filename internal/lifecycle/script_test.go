@@ -258,6 +258,11 @@ func (w *world) happen(what string) {
 		}
 		w.pod.Status = *w.state.Status().DeepCopy()
 		w.state = State{}
+		w.epoch++
+		w.events, w.probes = nil, map[string]bool{}
+		if w.watch != nil {
+			clear(w.watch.starting)
+		}
 	case "pulled":
 		w.events = append(w.events, ImagePulled{words[1]})
 	case "evict":

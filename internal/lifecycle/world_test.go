@@ -38,6 +38,7 @@ type world struct {
 	inputs []Input // to check purity
 	states []State
 	watch  *watch // of a fuzzed world
+	epoch  int    // engines that have been
 }
 
 type appointment struct {
@@ -239,7 +240,7 @@ func describeStatus(c *v1.ContainerStatus) string {
 // perform carries an action out.
 func (w *world) perform(a Action) {
 	quiet := slices.Contains(w.quiet, "volumes")
-	post := func(d time.Duration, ev Event) { w.in(d, func() { w.events = append(w.events, ev) }) }
+	post := func(d time.Duration, ev Event) { w.in(d, w.ofThisEngine(func() { w.events = append(w.events, ev) })) }
 	switch a.Verb {
 	case PrepareVolumes:
 		err := w.takeFailure("volumes")
@@ -297,6 +298,17 @@ func (w *world) perform(a Action) {
 	}
 }
 
+// ofThisEngine is do while the present engine lives: its successor hears
+// nothing of what it had under way.
+func (w *world) ofThisEngine(do func()) func() {
+	epoch := w.epoch
+	return func() {
+		if epoch == w.epoch {
+			do()
+		}
+	}
+}
+
 func fails(err error) string {
 	if err == nil {
 		return ""
@@ -323,10 +335,15 @@ func (w *world) start(a Action) {
 	if err != nil {
 		reason, message, _ := strings.Cut(err.Error(), ": ")
 		f := &Failure{Reason: reason, Message: message, Pull: reason == ReasonErrImagePull}
-		w.in(10*time.Millisecond, func() { w.events = append(w.events, Started{a.Container, f}) })
+		w.in(10*time.Millisecond, w.ofThisEngine(func() { w.events = append(w.events, Started{a.Container, f}) }))
 		return
 	}
+	epoch := w.epoch
 	w.in(10*time.Millisecond, func() {
+		if epoch != w.epoch {
+			w.halfStart(a)
+			return
+		}
 		b := w.behaviour[a.Container]
 		w.serial++
 		id := fmt.Sprintf("%s.%d", a.Container, w.runs[a.Container])
@@ -351,6 +368,20 @@ func (w *world) start(a Action) {
 			w.events = append(w.events, Started{Container: a.Container, Failure: f})
 		})
 	})
+}
+
+// halfStart is a Start whose engine was killed: every other time it had come
+// as far as creating the container.
+func (w *world) halfStart(a Action) {
+	w.serial++
+	if w.serial%2 == 0 {
+		return
+	}
+	w.view.Containers = slices.Insert(w.view.Containers, 0, Container{
+		ID: fmt.Sprintf("%s.%d", a.Container, w.runs[a.Container]), Name: a.Container, SandboxID: a.SandboxID,
+		State: Created, CreatedAt: w.time(), RestartCount: int32(a.Attempt),
+	})
+	w.runs[a.Container]++
 }
 
 func (w *world) imageOf(name string) string { return specs(w.pod)[name].Image }
