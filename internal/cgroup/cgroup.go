@@ -63,7 +63,8 @@ type Hierarchy struct {
 	// unifiedMount keeps a private cgroup2 mount alive, nil where the host
 	// mounts it.
 	unifiedMount *os.File
-	swap         bool
+	swap         bool // swap is limited and counted
+	hugetlb2     bool // on v1: the hugetlb controller is with cgroup2
 
 	// placeholders are the goroutines that end with closing; systemd only.
 	placeholders sync.WaitGroup

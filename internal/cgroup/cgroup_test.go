@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/cgroups"
 	"golang.org/x/sys/unix"
 )
 
@@ -350,6 +351,47 @@ func TestLimits(t *testing.T) {
 	check(ctr, "cpuset", "cpuset.cpus", "0", "cpuset.cpus", "0")
 }
 
+func TestHugepages(t *testing.T) {
+	h := open(t)
+	sizes := cgroups.HugePageSizes()
+	if len(sizes) == 0 {
+		t.Skip("the kernel has no huge pages")
+	}
+	file := "/hugetlb." + sizes[0]
+	var limits []HugepageLimit
+	for _, size := range sizes {
+		limits = append(limits, HugepageLimit{PageSize: size, Limit: 1 << 30})
+	}
+	pod := makePod(t, h, Resources{})
+	ctr, err := pod.Child("c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.checkHugepages(limits); err != nil {
+		t.Skipf("the kernel doesn't count huge pages: %v", err)
+	}
+	start(t, pod, "sleep") // a process beside the container's group
+	if err := ctr.Create(Resources{Hugepages: limits}); err != nil {
+		t.Fatal(err)
+	}
+	start(t, ctr, "sleep")
+	dir, v1 := ctr.Paths()["hugetlb"]
+	name := file + ".limit_in_bytes"
+	if !v1 {
+		dir, name = ctr.Paths()[""], file+".max"
+	}
+	b, err := os.ReadFile(dir + name)
+	if err != nil || strings.TrimSpace(string(b)) != strconv.Itoa(1<<30) {
+		t.Errorf("%s: %s, %v", name, b, err)
+	}
+	if err := ctr.Update(Resources{Hugepages: []HugepageLimit{{sizes[0], 0}}}); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(dir + name); err != nil || strings.TrimSpace(string(b)) != "0" {
+		t.Errorf("%s after the update: %s, %v", name, b, err)
+	}
+}
+
 func TestOOM(t *testing.T) {
 	h := open(t)
 	pod := makePod(t, h, Resources{})
@@ -545,27 +587,4 @@ func readAt(t testing.TB, dir *os.File, name string) string {
 		t.Fatal(err)
 	}
 	return strings.TrimSpace(string(buf[:n]))
-}
-
-func BenchmarkPodAndContainer(b *testing.B) {
-	h := open(b)
-	for b.Loop() {
-		pod := makePod(b, h, Resources{})
-		makeContainer(b, pod, "c", Resources{CPUShares: 512, Memory: 64 << 20, MemorySwap: 64 << 20})
-		b.StopTimer()
-		if err := pod.Remove(); err != nil {
-			b.Fatal(err)
-		}
-		b.StartTimer()
-	}
-}
-
-func BenchmarkStats(b *testing.B) {
-	h := open(b)
-	pod := makePod(b, h, Resources{})
-	for b.Loop() {
-		if _, err := pod.Stats(); err != nil {
-			b.Fatal(err)
-		}
-	}
 }

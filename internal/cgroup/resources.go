@@ -91,7 +91,7 @@ func (h *Hierarchy) checkHugepages(limits []HugepageLimit) error {
 	if len(limits) == 0 {
 		return nil
 	}
-	counted := h.version == 2 || slices.ContainsFunc(h.trees, func(t tree) bool { return t.has("hugetlb") })
+	counted := h.version == 2 || h.hugetlb2 || slices.ContainsFunc(h.trees, func(t tree) bool { return t.has("hugetlb") })
 	sizes := cgroups.HugePageSizes()
 	for _, l := range limits {
 		switch {
@@ -131,7 +131,28 @@ func (g *Group) apply(r Resources) error {
 			return err
 		}
 	}
+	if g.h.hugetlb2 && len(oc.HugetlbLimit) > 0 {
+		return g.applyHugetlb2(oc.HugetlbLimit)
+	}
 	return nil
+}
+
+// applyHugetlb2 limits huge pages where that controller alone is cgroup2's.
+// It is switched on down to the group only when someone asks.
+func (g *Group) applyHugetlb2(limits []*cgroups.HugepageLimit) error {
+	dir := g.h.unified.dir
+	for part := range strings.SplitSeq(strings.TrimPrefix(g.path, "/"), "/") {
+		if err := writeFile(dir+"/cgroup.subtree_control", "+hugetlb"); err != nil {
+			return fmt.Errorf("enabling cgroup controller hugetlb: %w", err)
+		}
+		dir += "/" + part
+	}
+	r := &cgroups.Resources{HugetlbLimit: limits, SkipDevices: true}
+	m, err := fs2.NewManager(&cgroups.Cgroup{Resources: r}, dir)
+	if err != nil {
+		return err
+	}
+	return m.Set(r)
 }
 
 func (r Resources) empty() bool {

@@ -52,7 +52,7 @@ func (h *Hierarchy) findTrees() error {
 	if unified == mountpoint {
 		h.version, h.unified = 2, tree{dir: mountpoint}
 		h.swap = true // see check: v2 tells by the file itself
-		return requireKill(h.unified.dir)
+		return requireKill()
 	}
 	if len(trees) == 0 {
 		return fmt.Errorf("no cgroup hierarchy is mounted below %s: %w", mountpoint, errdefs.ErrFailedPrecondition)
@@ -76,6 +76,9 @@ func (h *Hierarchy) findTrees() error {
 		}
 	}
 	h.trees = trees
+	if err := requireKill(); err != nil {
+		return err
+	}
 	if unified == "" {
 		m, err := sys.NewMount("cgroup2", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
 		if err != nil {
@@ -84,11 +87,13 @@ func (h *Hierarchy) findTrees() error {
 		h.unifiedMount, unified = m, sys.ProcPath(m)
 	}
 	h.unified = tree{dir: unified}
-	return nil
+	controllers, err := readFields(unified + "/cgroup.controllers")
+	h.hugetlb2 = slices.Contains(controllers, "hugetlb")
+	return err
 }
 
 // requireKill refuses kernels that can't kill a group.
-func requireKill(root string) error {
+func requireKill() error {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
 		return err
