@@ -370,11 +370,11 @@ func (w *world) start(a Action) {
 	})
 }
 
-// halfStart is a Start whose engine was killed: every other time it had come
+// halfStart is a Start whose engine was killed: in a story, and every other time else, it had come
 // as far as creating the container.
 func (w *world) halfStart(a Action) {
 	w.serial++
-	if w.serial%2 == 0 {
+	if w.watch != nil && w.serial%2 == 0 {
 		return
 	}
 	w.view.Containers = slices.Insert(w.view.Containers, 0, Container{
