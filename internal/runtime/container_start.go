@@ -17,7 +17,7 @@ import (
 	"unipod.dev/unipod/internal/fault"
 	"unipod.dev/unipod/internal/pause"
 	"unipod.dev/unipod/internal/recipe"
-	"unipod.dev/unipod/internal/sys"
+	"unipod.dev/unipod/internal/recipe/resolve"
 )
 
 // StartContainer implements cri.Runtime. A container whose process can't be
@@ -112,11 +112,11 @@ func (r *Runtime) startContainer(ctx context.Context, c *container) (err error) 
 	open.add(func() error { place.close(); return nil })
 	spec.CgroupProcs = place.procs
 	spec.CgroupNS = r.cfg.Cgroups.PrivateNamespace(sc.GetPrivileged())
-	rcp, err := recipe.Container(*spec)
-	if err != nil {
+	if err := resolve.Targets(c.rootfs, spec.Mounts); err != nil {
 		return err
 	}
-	if err := writeFile(c.dir, "recipe.txt", []byte(rcp.String())); err != nil {
+	rcp, err := recipe.Container(*spec)
+	if err != nil {
 		return err
 	}
 	log, err := crilog.Open(c.rec.LogPath)
@@ -156,7 +156,22 @@ func (r *Runtime) startContainer(ctx context.Context, c *container) (err error) 
 		return nil // it runs; a later node finds it in pause's list
 	}
 	fault.Point("start.recorded")
+	// For people, who can wait: printing takes longer than most steps.
+	r.background.Go(func() {
+		c.op.Lock()
+		defer c.op.Unlock()
+		if !c.gone {
+			r.keepRecipe(c.dir, rcp)
+		}
+	})
 	return nil
+}
+
+// keepRecipe writes the printed recipe where anatomy finds it.
+func (r *Runtime) keepRecipe(dir string, rcp *recipe.Recipe) {
+	if err := writeFile(dir, "recipe.txt", []byte(rcp.String())); err != nil {
+		r.log.Warn("keeping a recipe for people to read", "error", err)
+	}
 }
 
 // makeGroup makes the container's cgroup.
@@ -312,13 +327,7 @@ func (c *container) wire(spec *recipe.ContainerSpec, covered map[string]bool, de
 	}
 	open.add(master.Close)
 	open.add(slave.Close)
-	if spec.Dev != nil {
-		if spec.Console, err = sys.CloneTree(slave, false); err != nil {
-			return nil, fmt.Errorf("the container's console: %w", err)
-		}
-		open.add(spec.Console.Close)
-	}
-	spec.Terminal = true
+	spec.Terminal = true // the recipe makes /dev/console of it
 	spec.Stdin, spec.Stdout, spec.Stderr = slave, slave, slave
 	return newTTYIO(master)
 }

@@ -286,7 +286,7 @@ func (r *Runtime) imageVolume(ctx context.Context, c *container, m *runtimeapi.M
 		return nil, err
 	}
 	if m.ImageSubPath != "" {
-		sub, err := subTree(tree, m.ImageSubPath)
+		sub, err := subTree(tree, m.ImageSubPath, r.cfg.Run)
 		tree.Close()
 		if err != nil {
 			return nil, fmt.Errorf("image_sub_path %q: %w", m.ImageSubPath, err)
@@ -300,8 +300,24 @@ func (r *Runtime) imageVolume(ctx context.Context, c *container, m *runtimeapi.M
 	return tree, nil
 }
 
-// subTree returns the part of a detached tree below path, as a mount.
-func subTree(tree *os.File, path string) (*os.File, error) {
+// subTree returns the part of a tree below path, as a mount. The tree is
+// attached meanwhile, below tmp: of one that isn't, the kernel copies no part
+// (before Linux 6.15).
+func subTree(tree *os.File, path, tmp string) (*os.File, error) {
+	dir, err := os.MkdirTemp(tmp, ".image-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(dir)
+	at, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer at.Close()
+	if err := sys.MoveMount(tree, at); err != nil {
+		return nil, err
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
 	f, err := sys.OpenInRoot(tree, path, unix.O_PATH, 0)
 	if err != nil {
 		return nil, err

@@ -12,6 +12,7 @@ import (
 
 	"unipod.dev/unipod/internal/cgroup"
 	"unipod.dev/unipod/internal/pause"
+	"unipod.dev/unipod/internal/recipe"
 )
 
 // sandbox is a pod's sandbox as this node knows it.
@@ -23,7 +24,9 @@ type sandbox struct {
 	name   string // reserved
 
 	// op serialises what changes the sandbox: run, stop, remove, update.
-	op sync.Mutex
+	op    sync.Mutex
+	setup *recipe.Recipe // until it is printed
+	gone  bool           // removed
 
 	mu    sync.Mutex // guards what follows
 	rec   SandboxRecord

@@ -167,6 +167,14 @@ func (r *Runtime) startSandbox(ctx context.Context, s *sandbox) (err error) {
 	r.sandboxes[s.id] = s
 	r.mu.Unlock()
 	r.background.Go(func() { s.watch(conn) })
+	r.background.Go(func() {
+		s.op.Lock()
+		defer s.op.Unlock()
+		if !s.gone {
+			r.keepRecipe(s.dir, s.setup)
+		}
+		s.setup = nil
+	})
 	return nil
 }
 
@@ -280,10 +288,12 @@ func (s *sandbox) startPause(ctx context.Context) (*pause.Conn, error) {
 		return nil, err
 	}
 	cfg.Setup = setup
-	if err := writeFile(s.dir, "recipe.txt", []byte(setup.String())); err != nil {
+	conn, err := pause.Start(ctx, cfg)
+	if err != nil {
 		return nil, err
 	}
-	return pause.Start(ctx, cfg)
+	s.setup = setup
+	return conn, nil
 }
 
 func sysMap(m []*runtimeapi.IDMapping) []syscall.SysProcIDMap {

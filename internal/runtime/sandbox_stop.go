@@ -97,6 +97,7 @@ func (r *Runtime) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePo
 	if err := os.RemoveAll(s.dir); err != nil {
 		return nil, fmt.Errorf("removing the sandbox's directory: %w", err)
 	}
+	s.gone = true
 	r.mu.Lock()
 	delete(r.sandboxes, s.id)
 	delete(r.names, s.name)
