@@ -2,6 +2,8 @@
 #
 #   make            build bin/unipod (and the pause programs it carries)
 #   make test       run every test, as root, with the race detector
+#   make test-faults   kill the node at every point of a pod's life
+#   make test-cri   run critest, the CRI's conformance tool
 #   make demo       play the example pod
 #   make bench      measure it, beside the floor and the peers installed here
 #   make fuzz       fuzz every parser of foreign input (FUZZTIME=10s each)
@@ -21,7 +23,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X unipod.dev/unipod/internal/version.Version=$(VERSION)
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: all pause build arm64 test test-arm64 demo bench fuzz lint install uninstall clean
+.PHONY: all pause build arm64 test test-faults test-cri test-arm64 demo bench fuzz lint install uninstall clean
 
 all: build
 
@@ -42,6 +44,17 @@ arm64:
 test: build
 	@scripts/deps.sh test
 	CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -p 2 -count=1 -timeout 20m $(if $(SUDO),-exec 'sudo -E') $(TESTFLAGS) $(PKG)
+
+# The node killed at every point of a pod's life, one after the other.
+test-faults: build
+	@scripts/deps.sh test
+	CGO_ENABLED=1 $(GO) test -race -tags $(TAGS),faults -count=1 -timeout 20m $(if $(SUDO),-exec 'sudo -E') -run TestKilledAnywhere ./internal/runtime
+
+# The CRI's public conformance tool. CRITEST_IMAGES names the script that makes
+# its images; see test/critest/run.sh.
+test-cri: build
+	@scripts/deps.sh cri
+	$(SUDO) env CRITEST_IMAGES=$(CRITEST_IMAGES) PATH="$$PATH" test/critest/run.sh bin/unipod
 
 # pause's arm64 program under qemu-user, driven by the Go client.
 test-arm64:

@@ -2,7 +2,7 @@
 # Installs the Debian packages that a task of the Makefile needs, and only
 # those that are missing.
 #
-#   scripts/deps.sh build|arm64|demo|test|fuzz|lint ...
+#   scripts/deps.sh build|arm64|demo|test|fuzz|cri|lint ...
 set -euo pipefail
 
 packages_for() {
@@ -12,11 +12,12 @@ packages_for() {
 	demo) echo gcc libc6-dev make busybox-static ;;
 	# docker-registry is the real registry the image tests pull from; the
 	# cross compiler and qemu run pause's tests as an arm64 machine would.
-	test) echo gcc libc6-dev make busybox-static docker-registry iproute2 nftables gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static ;;
+	test) echo gcc libc6-dev make busybox-static docker-registry iproute2 nftables procps gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static ;;
 	fuzz) echo clang libclang-rt-14-dev ;;
+	cri) echo jq util-linux ;;
 	lint) echo shellcheck ;;
 	*)
-		echo "deps.sh: unknown task $1 (build, arm64, demo, test, fuzz, lint)" >&2
+		echo "deps.sh: unknown task $1 (build, arm64, demo, test, fuzz, cri, lint)" >&2
 		exit 2
 		;;
 	esac
