@@ -69,8 +69,7 @@ func (w *worker) result(ctx context.Context, pod *v1.Pod, a lifecycle.Action) li
 	case lifecycle.TearDownVolumes:
 		return lifecycle.VolumesTornDown{Err: w.tearDownVolumes(ctx)}
 	case lifecycle.CreateSandbox:
-		id, err := w.createSandbox(ctx, pod, a.Attempt)
-		return lifecycle.SandboxCreated{ID: id, Err: err}
+		return lifecycle.SandboxCreated{Err: w.createSandbox(ctx, pod, a.Attempt)}
 	case lifecycle.StopSandbox:
 		_, err := rt.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: a.ID})
 		return lifecycle.SandboxStopped{ID: a.ID, Err: w.failed("stopping the sandbox", err)}
@@ -158,33 +157,32 @@ func (w *worker) tearDownVolumes(ctx context.Context) error {
 	return w.failed("tearing down the volumes", w.e.volumes.Teardown(ctx, w.uid))
 }
 
-func (w *worker) createSandbox(ctx context.Context, pod *v1.Pod, attempt uint32) (string, error) {
-	id, err := w.runSandbox(ctx, pod, attempt)
-	if err == nil || ctx.Err() != nil || w.desired().DeletionTimestamp != nil {
-		return id, err
+func (w *worker) createSandbox(ctx context.Context, pod *v1.Pod, attempt uint32) error {
+	err := w.runSandbox(ctx, pod, attempt)
+	if err != nil && ctx.Err() == nil && w.desired().DeletionTimestamp == nil {
+		w.log.Error("creating the sandbox failed", "err", err)
+		w.record(v1.EventTypeWarning, "FailedCreatePodSandBox", "", fmt.Sprintf("Failed to create pod sandbox: %v", err))
 	}
-	w.log.Error("creating the sandbox failed", "err", err)
-	w.record(v1.EventTypeWarning, "FailedCreatePodSandBox", "", fmt.Sprintf("Failed to create pod sandbox: %v", err))
-	return "", err
+	return err
 }
 
-func (w *worker) runSandbox(ctx context.Context, pod *v1.Pod, attempt uint32) (string, error) {
+func (w *worker) runSandbox(ctx context.Context, pod *v1.Pod, attempt uint32) error {
 	config, err := w.sandboxConfig(pod, attempt, true)
 	if err != nil {
-		return "", err
+		return err
 	}
 	if c := pod.Spec.RuntimeClassName; c != nil && *c != "" {
-		return "", fmt.Errorf("failed to get sandbox runtime: RuntimeClass.node.k8s.io %q not found", *c)
+		return fmt.Errorf("failed to get sandbox runtime: RuntimeClass.node.k8s.io %q not found", *c)
 	}
 	if err := os.MkdirAll(config.LogDirectory, 0o755); err != nil {
-		return "", fmt.Errorf("creating the log directory: %w", err)
+		return fmt.Errorf("creating the log directory: %w", err)
 	}
 	resp, err := w.e.cfg.CRI.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
 	if err != nil {
-		return "", err
+		return err
 	}
 	w.log.Info("sandbox created", "sandbox", resp.PodSandboxId, "attempt", attempt)
-	return resp.PodSandboxId, nil
+	return nil
 }
 
 // sandboxConfig is the sandbox's configuration; it is the same at every call

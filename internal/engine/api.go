@@ -47,7 +47,8 @@ type Config struct {
 	// CgroupRoot is the parent of the QoS cgroups; default "/unipod". A pod's
 	// cgroup parent is <root>/pod<uid> (Guaranteed), <root>/burstable/pod<uid>
 	// or <root>/besteffort/pod<uid>; with a runtime that uses the systemd
-	// driver, the slice of that path.
+	// driver, the slice of that path. Other runtimes than unipod's choose for
+	// themselves: they would not remove it.
 	CgroupRoot string
 	// UserNamespace chooses the ID mapping of a pod with hostUsers: false; nil
 	// means 65536 IDs per pod, kept in the pod's directory.

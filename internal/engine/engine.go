@@ -12,7 +12,7 @@
 // that is given the same pods finds their sandboxes and containers by label
 // and carries on, restart counts included.
 //
-// Floor 5: over lifecycle, volume, podspec and the CRI line; it never sees the
+// Floor 6: over lifecycle, volume, podspec, probe and the CRI line; it never sees the
 // runtime beneath.
 package engine
 
@@ -21,7 +21,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -53,13 +55,17 @@ type Engine struct {
 	workers sync.WaitGroup
 }
 
-// New makes an engine, and its directory if that is missing. Nothing runs
+// New makes an engine, and its directories if they are missing. Nothing runs
 // before Run.
 func New(cfg Config) (*Engine, error) {
 	if cfg.CRI == nil || cfg.Dir == "" || cfg.LogDir == "" {
 		return nil, fmt.Errorf("engine: CRI, Dir and LogDir are required: %w", errdefs.ErrInvalidArgument)
 	}
 	cfg.setDefaults()
+	// What containers say is for root only, whatever the modes below.
+	if err := os.MkdirAll(cfg.LogDir, 0o700); err != nil {
+		return nil, fmt.Errorf("engine: making the directory of logs: %w", err)
+	}
 	volumes, err := volume.New(cfg.Volumes)
 	if err != nil {
 		return nil, fmt.Errorf("engine: %w", err)
@@ -137,8 +143,11 @@ func (e *Engine) serve(ctx context.Context) error {
 // grace still has an effect. It fails when the pod has no UID, name or
 // namespace.
 func (e *Engine) Apply(pod *v1.Pod) error {
-	if pod.UID == "" || pod.Name == "" || pod.Namespace == "" {
-		return fmt.Errorf("pod %s/%s (%s): metadata.uid, name and namespace are required: %w", pod.Namespace, pod.Name, pod.UID, errdefs.ErrInvalidArgument)
+	for field, value := range map[string]string{"uid": string(pod.UID), "name": pod.Name, "namespace": pod.Namespace} {
+		// They become names of directories.
+		if value == "" || value == "." || value == ".." || strings.ContainsAny(value, "/_\x00") {
+			return fmt.Errorf("pod %s/%s: metadata.%s %q is missing or unusable: %w", pod.Namespace, pod.Name, field, value, errdefs.ErrInvalidArgument)
+		}
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

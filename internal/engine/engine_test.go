@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"go.uber.org/goleak"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -159,6 +160,39 @@ func newPod(name string, containers ...v1.Container) *v1.Pod {
 			TerminationGracePeriodSeconds: ptr.To[int64](30), EnableServiceLinks: ptr.To(true),
 			SecurityContext: &v1.PodSecurityContext{},
 		},
+	}
+}
+
+func TestApplyRefuses(t *testing.T) {
+	b := newBench(t, clock.RealClock{}, nil)
+	for _, uid := range []types.UID{"", ".", "..", "../x", "a/b", "a\x00b", "a_b"} {
+		pod := newPod("web", container("app"))
+		pod.UID = uid
+		if err := b.Apply(pod); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("uid %q: %v", uid, err)
+		}
+	}
+	if _, err := New(Config{}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("an empty configuration: %v", err)
+	}
+}
+
+func TestCgroupParent(t *testing.T) {
+	b := newBench(t, clock.RealClock{}, nil)
+	pod := newPod("web", container("app"))
+	pod.UID = "1a-2b"
+	for _, c := range []struct {
+		own, systemd bool
+		want         string
+	}{
+		{true, false, "/unipod/besteffort/pod1a-2b"},
+		{true, true, "unipod-besteffort-pod1a_2b.slice"},
+		{false, false, ""},
+	} {
+		e := &Engine{cfg: b.cfg, runtime: runtimeInfo{parents: c.own, systemd: c.systemd}}
+		if got := e.cgroupParent(pod); got != c.want {
+			t.Errorf("%+v: %q", c, got)
+		}
 	}
 }
 

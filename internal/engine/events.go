@@ -27,10 +27,15 @@ const (
 	pollInterval = time.Second
 )
 
+// ownRuntime is the name of unipod's runtime.
+const ownRuntime = "unipod"
+
 // runtimeInfo is what the engine has to know about its runtime.
 type runtimeInfo struct {
 	name    string
 	systemd bool // cgroup parents are slices
+	// parents: it makes and removes the cgroup of a pod itself.
+	parents bool
 }
 
 // meet asks the runtime who it is.
@@ -39,7 +44,7 @@ func (e *Engine) meet(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("engine: asking the runtime for its version: %w", err)
 	}
-	info := runtimeInfo{name: v.RuntimeName}
+	info := runtimeInfo{name: v.RuntimeName, parents: v.RuntimeName == ownRuntime}
 	c, err := e.cfg.CRI.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{})
 	switch {
 	case err == nil:
@@ -193,8 +198,13 @@ func (e *Engine) ObjectsChanged(namespace string) {
 	}
 }
 
-// cgroupParent is the pod's cgroup as the runtime's driver names it.
+// cgroupParent is the pod's cgroup as the runtime's driver names it. Kubelet
+// makes and removes that cgroup; here the runtime does, and one that does not
+// is left to put its containers where it likes.
 func (e *Engine) cgroupParent(pod *v1.Pod) string {
+	if !e.runtime.parents {
+		return ""
+	}
 	elements := strings.FieldsFunc(e.cfg.CgroupRoot, func(r rune) bool { return r == '/' })
 	if class := qos.GetPodQOS(pod); class != v1.PodQOSGuaranteed {
 		elements = append(elements, strings.ToLower(string(class)))

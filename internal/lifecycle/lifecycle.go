@@ -15,7 +15,7 @@
 // holds up another. And where kubelet is woken by its one-second relist, the
 // machine says itself when it wants to be asked again.
 //
-// Floor 4: imports Kubernetes' API types and helpers only.
+// Floor 5: imports Kubernetes' API types and helpers only.
 package lifecycle
 
 import (
@@ -176,10 +176,7 @@ type (
 	// VolumesTornDown answers TearDownVolumes.
 	VolumesTornDown struct{ Err error }
 	// SandboxCreated answers CreateSandbox.
-	SandboxCreated struct {
-		ID  string
-		Err error
-	}
+	SandboxCreated struct{ Err error }
 	// SandboxStopped answers StopSandbox.
 	SandboxStopped struct {
 		ID  string

@@ -39,7 +39,7 @@ func probeSpec(c *v1.Container, kind ProbeKind) *v1.Probe {
 }
 
 func (s *step) probeResult(id string, kind ProbeKind) probeResult {
-	return s.unhealthy[id][kind].result
+	return s.health[id][kind].result
 }
 
 // startupResult is Success for a container that needs no startup probe.
@@ -51,10 +51,10 @@ func (s *step) startupResult(c *v1.Container, inst *Container) probeResult {
 }
 
 func (s *step) setProbe(id string, kind ProbeKind, p probeState) {
-	if s.unhealthy[id] == nil {
-		s.unhealthy[id] = map[ProbeKind]probeState{}
+	if s.health[id] == nil {
+		s.health[id] = map[ProbeKind]probeState{}
 	}
-	s.unhealthy[id][kind] = p
+	s.health[id][kind] = p
 }
 
 func (e Probed) apply(s *step) {
@@ -65,7 +65,7 @@ func (e Probed) apply(s *step) {
 		}
 	}
 	spec := probeSpec(c, e.Kind)
-	p := s.unhealthy[e.ID][e.Kind]
+	p := s.health[e.ID][e.Kind]
 	if spec == nil || p.hold {
 		return
 	}
@@ -97,7 +97,7 @@ func (s *step) adopt() {
 	}
 	for _, inst := range s.containers {
 		st := old[s.containerID(inst.ID)]
-		if inst.State != Running || st == nil || s.unhealthy[inst.ID] != nil {
+		if inst.State != Running || st == nil || s.health[inst.ID] != nil {
 			continue
 		}
 		if st.Started != nil && *st.Started {
@@ -156,7 +156,7 @@ func (s *step) probes() []Probe {
 		}
 		add := func(kind ProbeKind) {
 			spec := probeSpec(c, kind)
-			if spec == nil || s.unhealthy[inst.ID][kind].hold {
+			if spec == nil || s.health[inst.ID][kind].hold {
 				return
 			}
 			probes = append(probes, Probe{ID: inst.ID, Container: c.Name, Kind: kind,

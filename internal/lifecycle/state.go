@@ -36,7 +36,7 @@ type State struct {
 	status, shown *v1.PodStatus
 	grace         *int64 // effective once terminating; only ever shrinks
 	evicted       *Evicted
-	unhealthy     map[string]map[ProbeKind]probeState // by container ID
+	health        map[string]map[ProbeKind]probeState // by container ID
 
 	volumes      volumeState
 	sandboxRetry time.Time
@@ -93,9 +93,9 @@ type forced struct {
 }
 
 func (s State) clone() State {
-	s.unhealthy = maps.Clone(s.unhealthy)
-	for id, m := range s.unhealthy {
-		s.unhealthy[id] = maps.Clone(m)
+	s.health = maps.Clone(s.health)
+	for id, m := range s.health {
+		s.health[id] = maps.Clone(m)
 	}
 	s.stoppedSandboxes = cloned(s.stoppedSandboxes)
 	s.crashes = cloned(s.crashes)
@@ -109,8 +109,8 @@ func (s State) clone() State {
 	s.sandbox = cloned(s.sandbox)
 	s.actuated = cloned(s.actuated)
 	s.resizes = cloned(s.resizes)
-	if s.unhealthy == nil {
-		s.unhealthy = map[string]map[ProbeKind]probeState{}
+	if s.health == nil {
+		s.health = map[string]map[ProbeKind]probeState{}
 	}
 	return s
 }

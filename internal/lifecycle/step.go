@@ -139,7 +139,7 @@ func (s *step) look() {
 	}
 	gone := func(id string) bool { return !present[id] }
 	maps.DeleteFunc(s.kills, func(id string, k kill) bool { return gone(id) })
-	maps.DeleteFunc(s.unhealthy, func(id string, _ map[ProbeKind]probeState) bool { return gone(id) })
+	maps.DeleteFunc(s.health, func(id string, _ map[ProbeKind]probeState) bool { return gone(id) })
 	maps.DeleteFunc(s.removals, func(id string, _ bool) bool { return gone(id) })
 	maps.DeleteFunc(s.forced, func(_ string, f forced) bool { return gone(f.id) })
 	sandboxes := map[string]bool{}
