@@ -11,7 +11,11 @@ import (
 	"k8s.io/utils/clock"
 )
 
-const defaultStall = 60 * time.Second
+const (
+	defaultStall = 60 * time.Second
+	// defaultKeep is twice the longest back-off between a kubelet's attempts.
+	defaultKeep = 10 * time.Minute
+)
 
 func (c *Config) setDefaults() {
 	if c.RegistriesConf == "" {
@@ -25,6 +29,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.StallTimeout == 0 {
 		c.StallTimeout = defaultStall
+	}
+	if c.KeepPartial == 0 {
+		c.KeepPartial = defaultKeep
 	}
 	if c.Downloads <= 0 {
 		c.Downloads = 4

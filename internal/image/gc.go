@@ -229,28 +229,38 @@ func (s *Store) touchBackends(ctx context.Context) (leases.Lease, error) {
 }
 
 // lease protects what is stored with the returned context until release is
-// called. A release with keep collects nothing: all of it is referenced now.
-func (s *Store) lease(ctx context.Context) (_ context.Context, release func(keep bool) error, err error) {
+// called, which collects what nothing refers to then.
+func (s *Store) lease(ctx context.Context) (_ context.Context, release func() error, err error) {
+	l, err := s.newLease(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	done := context.WithoutCancel(ctx)
+	return leases.WithLease(ctx, l.ID), func() error { return s.drop(done, l) }, nil
+}
+
+func (s *Store) newLease(ctx context.Context) (leases.Lease, error) {
 	l, err := s.leases.Create(ctx, leases.WithRandomID(), func(l *leases.Lease) error {
 		l.ID = leaseWork + l.ID
 		return nil
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("creating a lease: %w", err)
+		return l, fmt.Errorf("creating a lease: %w", err)
 	}
-	done := context.WithoutCancel(ctx)
-	return leases.WithLease(ctx, l.ID), func(keep bool) error {
-		if keep {
-			return s.leases.Delete(done, l)
+	return l, nil
+}
+
+// drop deletes leases and collects what they held.
+func (s *Store) drop(ctx context.Context, all ...leases.Lease) error {
+	if err := s.owe(); err != nil {
+		return err
+	}
+	for _, l := range all {
+		if err := s.leases.Delete(ctx, l); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("deleting a lease: %w", err)
 		}
-		if err := s.owe(); err != nil {
-			return err
-		}
-		if err := s.leases.Delete(done, l); err != nil {
-			return err
-		}
-		return s.pay(done)
-	}, nil
+	}
+	return s.pay(ctx)
 }
 
 // syncFS writes everything of the file system that holds dir to the disk.

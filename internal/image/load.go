@@ -87,7 +87,7 @@ func (s *Store) load(ctx context.Context, opts LoadOptions, read func(context.Co
 			err = &Error{text: fmt.Sprintf("failed to load images: %v", err), kind: kindOf(err), err: err}
 		}
 		// What the archive held besides the images is garbage in any case.
-		if rerr := release(false); rerr != nil {
+		if rerr := release(); rerr != nil {
 			s.log.Warn("cleaning up after a load failed; it will be tried again", "error", rerr)
 		}
 	}()

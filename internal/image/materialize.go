@@ -133,7 +133,7 @@ func (s *Store) missingLayers(ctx context.Context, c *contents) (missing []*laye
 			}
 		}
 		held = append(held, release)
-		l.key = fmt.Sprintf("extract-%s %s", lease, l.chain)
+		l.key = extractPrefix(lease) + l.chain
 		mounts, err := s.snapshots.Prepare(ctx, l.key, "")
 		if err != nil {
 			return missing, unlock, fmt.Errorf("preparing a snapshot: %w", err)

@@ -47,7 +47,9 @@ type PullOptions struct {
 // the image is safely on the disk.
 //
 // Without a deadline in ctx a pull may take as long as data keeps coming. A
-// failed pull leaves nothing behind.
+// failed pull leaves nothing behind, but for what was downloaded if the
+// registry or the deadline was at fault: the next attempt within
+// Config.KeepPartial goes on from there.
 func (s *Store) Pull(ctx context.Context, ref string, opts PullOptions) (*Image, error) {
 	named, err := normalize(ref)
 	if err != nil {
@@ -64,7 +66,7 @@ func (s *Store) Pull(ctx context.Context, ref string, opts PullOptions) (*Image,
 	key := named.String() + " " + opts.Platform + " " + opts.Auth.fingerprint()
 	t := newTracker(named.String(), s.cfg.Clock.Now)
 	img, err := s.flights.do(ctx, key, t, opts.Progress, func(ctx context.Context, t *tracker) (*Image, error) {
-		return s.pull(scope(ctx), named, opts.Auth, p, t)
+		return s.pull(scope(ctx), key, named, opts.Auth, p, t)
 	})
 	if err != nil {
 		return nil, pullError(named, err)
@@ -81,7 +83,7 @@ func (a *Auth) fingerprint() string {
 	return hex.EncodeToString(h[:])
 }
 
-func (s *Store) pull(ctx context.Context, named reference.Named, auth *Auth, p platforms.MatchComparer, t *tracker) (*Image, error) {
+func (s *Store) pull(ctx context.Context, key string, named reference.Named, auth *Auth, p platforms.MatchComparer, t *tracker) (_ *Image, err error) {
 	src, err := s.resolve(ctx, named, auth)
 	if err != nil {
 		return nil, fmt.Errorf("failed to resolve reference %q: %w", named, err)
@@ -90,13 +92,12 @@ func (s *Store) pull(ctx context.Context, named reference.Named, auth *Auth, p p
 	if img, err := s.upToDate(ctx, src.target, named, auth, p, t); img != nil || err != nil {
 		return img, err
 	}
-	ctx, release, err := s.lease(ctx)
+	ctx, release, err := s.pullLease(ctx, key)
 	if err != nil {
 		return nil, err
 	}
-	done := false
 	defer func() {
-		if err := release(done); err != nil {
+		if err := release(err); err != nil {
 			s.log.Warn("cleaning up after a pull failed; it will be tried again", "image", named.String(), "error", err)
 		}
 	}()
@@ -113,7 +114,6 @@ func (s *Store) pull(ctx context.Context, named reference.Named, auth *Auth, p p
 	if _, err := s.record(ctx, c.record(), false, named); err != nil {
 		return nil, err
 	}
-	done = true
 	t.phase(Complete)
 	return s.get(ctx, c.config.Digest)
 }

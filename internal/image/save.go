@@ -32,7 +32,7 @@ func (s *Store) Save(ctx context.Context, w io.Writer, format Format, refs ...st
 	}
 	err = s.save(ctx, w, format, refs)
 	// An image removed meanwhile was only waiting for us.
-	if rerr := release(false); rerr != nil {
+	if rerr := release(); rerr != nil {
 		s.log.Warn("cleaning up after a save failed; it will be tried again", "error", rerr)
 	}
 	if err != nil {

@@ -80,7 +80,11 @@ type Config struct {
 	// (at least 2).
 	Downloads, Unpacks int
 
-	Clock  clock.Clock
+	// KeepPartial is how long the downloads of a failed pull wait for the next
+	// attempt, default 10 min; negative not at all.
+	KeepPartial time.Duration
+
+	Clock  clock.WithDelayedExecution
 	Logger *slog.Logger
 }
 
@@ -104,6 +108,7 @@ type Store struct {
 	downloads, unpacks *semaphore.Weighted
 	chains             keyedLock
 	flights            flights
+	parking            parking
 
 	mu    sync.RWMutex
 	index index
@@ -217,13 +222,13 @@ func (s *Store) openBackends() error {
 // Close waits for what runs in the background and gives the store up. Pulls
 // must have ended. Closing again does nothing.
 func (s *Store) Close() error {
-	s.work.Wait()
 	s.closeOnce.Do(func() { s.closeErr = s.close() })
 	return s.closeErr
 }
 
 func (s *Store) close() error {
-	var errs []error
+	errs := []error{s.clearParking(context.Background())}
+	s.work.Wait()
 	if s.bolt != nil {
 		errs = append(errs, s.bolt.Close())
 	}

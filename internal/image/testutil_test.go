@@ -206,6 +206,7 @@ func testConfig(t testing.TB) Config {
 		PolicyFile:     filepath.Join(d, "policy.json"),
 		LookasideDir:   filepath.Join(d, "registries.d"),
 		Platform:       "linux/amd64",
+		KeepPartial:    -1,
 		Logger:         slog.New(slog.DiscardHandler),
 	}
 }
