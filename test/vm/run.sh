@@ -170,6 +170,7 @@ for test in "${tests[@]}"; do
 		cp "$test" "$dir/test"
 	else
 		(cd "$here/../.." && CGO_ENABLED=0 go test -c -tags "$tags" -o "$dir/test" "$test")
+		[[ -e $dir/test ]] || { echo "run.sh: $test has no tests" >&2; exit 64; }
 		source=$(cd "$here/../.." && go list -tags "$tags" -f '{{.Dir}}' "$test")
 		[[ ! -d $source/testdata ]] || cp -r "$source/testdata" "$dir/"
 	fi

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"strings"
@@ -37,19 +38,30 @@ var Enabled = sync.OnceValue(func() bool {
 	return err == nil
 })
 
-var loading sync.Mutex
+var (
+	loading sync.Mutex
+	warn    sync.Once
+)
 
 // EnsureDefault loads the default profile, containerd's, unless it is loaded,
-// and returns its name.
+// and returns its name. Many machines have AppArmor in their kernel and
+// nothing to load profiles with: there it returns "", and containers are not
+// confined, as with containerd.
 func EnsureDefault() (string, error) {
 	loading.Lock()
 	defer loading.Unlock()
 	loaded, err := isLoaded(DefaultProfile)
-	if err != nil || loaded {
-		return DefaultProfile, err
+	if err != nil {
+		return "", err
+	}
+	if loaded {
+		return DefaultProfile, nil
 	}
 	if _, err := exec.LookPath("apparmor_parser"); err != nil {
-		return "", fmt.Errorf("AppArmor is enabled, but apparmor_parser, which loads the default profile, is not installed (Debian: apt install apparmor): %w", errdefs.ErrFailedPrecondition)
+		warn.Do(func() {
+			slog.Warn("containers are not confined by AppArmor: apparmor_parser, which loads the default profile, is not installed (Debian: apt install apparmor)")
+		})
+		return "", nil
 	}
 	if err := containerdapparmor.LoadDefaultProfile(DefaultProfile); err != nil {
 		return "", fmt.Errorf("loading AppArmor profile %s: %w", DefaultProfile, err)
