@@ -50,11 +50,11 @@ test-faults: build
 	@scripts/deps.sh test
 	CGO_ENABLED=1 $(GO) test -race -tags $(TAGS),faults -count=1 -timeout 20m $(if $(SUDO),-exec 'sudo -E') -run TestKilledAnywhere ./internal/runtime
 
-# The CRI's public conformance tool. CRITEST_IMAGES names the script that makes
+# The CRI's public conformance tool. CRITEST_IMAGE_SCRIPT names the script that makes
 # its images; see test/critest/run.sh.
 test-cri: build
 	@scripts/deps.sh cri
-	$(SUDO) env CRITEST_IMAGES=$(CRITEST_IMAGES) PATH="$$PATH" test/critest/run.sh bin/unipod
+	$(SUDO) env CRITEST_IMAGE_SCRIPT=$(CRITEST_IMAGE_SCRIPT) PATH="$$PATH" test/critest/run.sh bin/unipod
 
 # pause's arm64 program under qemu-user, driven by the Go client.
 test-arm64:

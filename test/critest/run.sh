@@ -5,7 +5,7 @@
 #
 # The tool comes from sigs.k8s.io/cri-tools at the version tools/go.mod pins.
 # The images it asks for come from a registry on 127.0.0.1:5000, which the
-# script named by $CRITEST_IMAGES makes and fills. Two cases can't pass there,
+# script named by $CRITEST_IMAGE_SCRIPT makes and fills. Two cases can't pass there,
 # both for what these images are, not for what the runtime does:
 #
 #   public image with digest   pulls a published image by its digest
@@ -18,7 +18,7 @@ set -euo pipefail
 unipod=$(readlink -f "$1")
 shift
 here=$(dirname "$(readlink -f "$0")")
-images=${CRITEST_IMAGES:?names the script that makes the images of critest}
+images=${CRITEST_IMAGE_SCRIPT:?names the script that makes the images of critest}
 
 if [ -z "${CRITEST_INSIDE:-}" ]; then
 	cache=${CRITEST_BIN:-$here/bin}
