@@ -308,6 +308,7 @@ func (s *step) pullHolds(c *v1.Container) bool {
 	if f.Reason != ReasonImagePullBackOff {
 		message := fmt.Sprintf("Back-off pulling image %q", c.Image)
 		s.record(v1.EventTypeNormal, "BackOff", c.Name, "%s", message)
+		s.record(v1.EventTypeWarning, "Failed", c.Name, "Error: %s", ReasonImagePullBackOff)
 		s.failures[c.Name] = failure{at: s.now, Failure: Failure{
 			Reason: ReasonImagePullBackOff, Message: message + ": " + p.message, Pull: true,
 		}}

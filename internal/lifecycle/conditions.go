@@ -114,7 +114,7 @@ func (s *step) initialized(all []v1.ContainerStatus, phase v1.PodPhase) v1.PodCo
 	}
 	for i := range s.pod.Spec.Containers {
 		st, ok := podutil.GetContainerStatus(all, s.pod.Spec.Containers[i].Name)
-		if ok && (st.State.Running != nil || st.State.Terminated != nil || st.Started != nil && *st.Started || st.LastTerminationState.Terminated != nil) {
+		if ok && (st.State.Running != nil || st.State.Terminated != nil) {
 			return yes
 		}
 	}

@@ -20,6 +20,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -151,7 +152,7 @@ func (p *Prober) exec(ctx context.Context, command []string, timeout time.Durati
 	output, code, err := p.run(ctx, t.ContainerID, command, timeout)
 	switch {
 	case status.Code(err) == codes.DeadlineExceeded || errors.Is(err, context.DeadlineExceeded):
-		return probe.Failure, fmt.Sprintf("command timed out: %s timed out after %s", quote(command), timeout), nil
+		return probe.Failure, fmt.Sprintf("command timed out: %q timed out after %s", strings.Join(command, " "), timeout), nil
 	case err != nil:
 		return probe.Unknown, "", err
 	case code != 0:
@@ -159,8 +160,6 @@ func (p *Prober) exec(ctx context.Context, command []string, timeout time.Durati
 	}
 	return probe.Success, string(output), nil
 }
-
-func quote(command []string) string { return fmt.Sprintf("%q", command) }
 
 // run executes a command in a container; zero means no timeout. The output is
 // standard output, then standard error, cut to a limit.

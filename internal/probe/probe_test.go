@@ -55,7 +55,7 @@ func TestExec(t *testing.T) {
 		{"failure", &runtimeapi.ExecSyncResponse{ExitCode: 1, Stdout: []byte("out,"), Stderr: []byte("err")}, nil,
 			Outcome{Reason: "Unhealthy", Message: "Liveness probe failed: out,err"}, 1},
 		{"timeout", nil, status.Error(codes.DeadlineExceeded, "late"),
-			Outcome{Reason: "Unhealthy", Message: `Liveness probe failed: command timed out: ["is" "alive" "$(OTHER)"] timed out after 3s`}, 1},
+			Outcome{Reason: "Unhealthy", Message: `Liveness probe failed: command timed out: "is alive $(OTHER)" timed out after 3s`}, 1},
 		{"error", nil, errors.New("no such container"),
 			Outcome{Void: true, Reason: "Unhealthy", Message: "Liveness probe errored and resulted in unknown state: no such container"}, attempts},
 	} {
