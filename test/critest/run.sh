@@ -24,7 +24,7 @@ if [ -z "${CRITEST_INSIDE:-}" ]; then
 	cache=${CRITEST_BIN:-$here/bin}
 	mkdir -p "$cache"
 	(cd "$here/tools" && go test -c -o "$cache/critest" sigs.k8s.io/cri-tools/cmd/critest &&
-		go build -o "$cache/crictl" sigs.k8s.io/cri-tools/cmd/crictl)
+		go build -o "$cache" sigs.k8s.io/cri-tools/cmd/crictl github.com/onsi/ginkgo/v2/ginkgo)
 	# The images' nginx has its site as a link from the root directory, which
 	# the script follows from ours.
 	site=/etc/nginx/sites-available/default
