@@ -76,7 +76,7 @@ func TestRecipeFeatures(t *testing.T) {
 	b.call(unix.SYS_WRITEV, memfd, iov, 1)
 	b.call(unix.SYS_LSEEK, memfd, 0, 0)
 	b.call(unix.SYS_SENDFILE, out, memfd, 0, 13)
-	b.call(unix.SYS_POLL, pollfd, 1, 0)
+	b.call(unix.SYS_PPOLL, pollfd, 1, b.bytes(make([]byte, 16)), 0, 0)
 	b.call(unix.SYS_WRITE, out, stored, 4)
 	b.call(unix.SYS_CHDIR, b.str("/nowhere"))
 	b.tolerate(unix.EACCES, unix.ENOENT)
