@@ -3,9 +3,7 @@ package cgroup
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -17,149 +15,6 @@ import (
 	"github.com/opencontainers/cgroups"
 	"golang.org/x/sys/unix"
 )
-
-// TestMain lets the test binary be the process that is put into groups.
-func TestMain(m *testing.M) {
-	switch os.Getenv("CGROUP_TEST_CHILD") {
-	case "":
-		os.Exit(m.Run())
-	case "sleep":
-		fmt.Println("ready")
-		time.Sleep(time.Hour)
-	case "eat":
-		var hoard [][]byte
-		for {
-			b := make([]byte, 1<<20)
-			for i := range b {
-				b[i] = 1
-			}
-			hoard = append(hoard, b)
-		}
-	case "device":
-		_, err := os.OpenFile(os.Getenv("CGROUP_TEST_DEVICE"), os.O_RDWR, 0)
-		var errno syscall.Errno
-		errors.As(err, &errno)
-		fmt.Println(int(errno))
-	case "burn":
-		fmt.Println("ready")
-		for {
-		}
-	}
-}
-
-// open returns the machine's control groups with a root of the test's own.
-func open(t testing.TB) *Hierarchy {
-	t.Helper()
-	h, err := Open(Config{Driver: DriverCgroupfs, Root: fmt.Sprintf("/unipod-test-%d-%s", os.Getpid(), strings.ReplaceAll(t.Name(), "/", "-"))})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		g := &Group{h: h, path: h.root}
-		if err := g.Kill(context.Background()); err != nil {
-			t.Error(err)
-		}
-		if err := g.Remove(); err != nil {
-			t.Error(err)
-		}
-		if err := h.Close(); err != nil {
-			t.Error(err)
-		}
-		if g.Exists() {
-			t.Errorf("left behind: %v", g.Paths())
-		}
-	})
-	return h
-}
-
-func makePod(t testing.TB, h *Hierarchy, r Resources) *Group {
-	t.Helper()
-	g, err := h.Pod("", "pod1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := g.Create(r); err != nil {
-		t.Fatal(err)
-	}
-	return g
-}
-
-func makeContainer(t testing.TB, pod *Group, id string, r Resources) *Group {
-	t.Helper()
-	g, err := pod.Child(id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := g.Create(r); err != nil {
-		t.Fatal(err)
-	}
-	return g
-}
-
-// start runs this binary as mode in g, placed as pause places a container:
-// cloned into Dir, and writing "0" to Procs before it becomes the program.
-func start(t testing.TB, g *Group, mode string, env ...string) *exec.Cmd {
-	t.Helper()
-	dir, err := g.Dir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dir.Close()
-	procs, err := g.Procs()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer closeAll(procs)
-	script := ""
-	for i := range procs {
-		script += fmt.Sprintf("echo 0 >&%d; ", 3+i)
-	}
-	cmd := exec.Command("/bin/sh", "-ec", script+`exec "$0"`, "/proc/self/exe")
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd.Args[3] = self
-	cmd.Env = append(append(os.Environ(), "CGROUP_TEST_CHILD="+mode), env...)
-	cmd.ExtraFiles = procs
-	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
-	if mode == "sleep" || mode == "burn" {
-		buf := make([]byte, 16)
-		if n, err := out.Read(buf); err != nil || string(buf[:n]) != "ready\n" {
-			t.Fatalf("child: %q, %v", buf[:n], err)
-		}
-	}
-	return cmd
-}
-
-// where reads a process's groups: by controller on v1, "" on cgroup2.
-func where(t testing.TB, pid int) map[string]string {
-	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := map[string]string{}
-	for line := range strings.Lines(string(b)) {
-		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		for name := range strings.SplitSeq(f[1], ",") {
-			m[name] = f[2]
-		}
-	}
-	return m
-}
 
 func TestPlacement(t *testing.T) {
 	h := open(t)
@@ -245,23 +100,7 @@ func TestKillForkBomb(t *testing.T) {
 	h := open(t)
 	pod := makePod(t, h, Resources{Pids: 200})
 	ctr := makeContainer(t, pod, "c", Resources{})
-	dir, err := ctr.Dir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dir.Close()
-	procs, err := ctr.Procs()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer closeAll(procs)
-	script := ""
-	for i := range procs {
-		script += fmt.Sprintf("echo 0 >&%d; ", 3+i)
-	}
-	cmd := exec.Command("/bin/sh", "-c", script+`f() { f & f & }; f; sleep 1000`)
-	cmd.ExtraFiles = procs
-	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	cmd := command(t, ctr, `f() { f & f & }; f; sleep 1000`)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -433,9 +272,13 @@ func TestDevices(t *testing.T) {
 		{extra, null, true}, {extra, kmsg, true}, {extra, mem, false},
 		{all, null, true}, {all, kmsg, true},
 	} {
-		cmd := startOutput(t, tt.g, "device", "CGROUP_TEST_DEVICE="+tt.dev)
-		if got := cmd != strconv.Itoa(int(unix.EPERM)); got != tt.want {
-			t.Errorf("%s: opening %s allowed = %v (errno %s), want %v", tt.g.Path(), filepath.Base(tt.dev), got, cmd, tt.want)
+		out, err := child(t, tt.g, "device", "CGROUP_TEST_DEVICE="+tt.dev).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		errno := strings.TrimSpace(string(out))
+		if got := errno != strconv.Itoa(int(unix.EPERM)); got != tt.want {
+			t.Errorf("%s: opening %s allowed = %v (errno %s), want %v", tt.g.Path(), filepath.Base(tt.dev), got, errno, tt.want)
 		}
 	}
 	bad, _ := pod.Child("bad")
@@ -445,38 +288,6 @@ func TestDevices(t *testing.T) {
 	if bad.Exists() {
 		t.Error("a failed Create left the group behind")
 	}
-}
-
-// startOutput runs mode in g to its end and returns what it printed.
-func startOutput(t testing.TB, g *Group, mode string, env ...string) string {
-	t.Helper()
-	dir, err := g.Dir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dir.Close()
-	procs, err := g.Procs()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer closeAll(procs)
-	script := ""
-	for i := range procs {
-		script += fmt.Sprintf("echo 0 >&%d; ", 3+i)
-	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command("/bin/sh", "-ec", script+`exec "$0"`, self)
-	cmd.Env = append(append(os.Environ(), "CGROUP_TEST_CHILD="+mode), env...)
-	cmd.ExtraFiles = procs
-	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.TrimSpace(string(out))
 }
 
 func TestStats(t *testing.T) {
