@@ -18,18 +18,16 @@ func TestReadyWhenSetUp(t *testing.T) {
 	slow := 0
 	for i := range pods {
 		p := w.pod(fmt.Sprint("p", i))
-		serve(t, p.ns, "tcp", ":80", "pod")
 		began := time.Now()
-		for j, gw := range p.Gateways {
-			expect(t, "pod to host", p.ns, "tcp", hostport(gw, 80), "host "+p.IPs[j].Addr().String())
-			expect(t, "host to pod", w.host, "tcp", hostport(p.IPs[j].Addr(), 80), "pod "+gw.String())
-		}
+		// IPv6 in every second pod: the first conversation is the test.
+		j := i % 2
+		expect(t, "pod to host", p.ns, "tcp", hostport(p.Gateways[j], 80), "host "+p.IPs[j].Addr().String())
 		if time.Since(began) >= time.Second {
 			slow++
 		}
 	}
-	// A busy machine may be slow at times; lost packets would make it most.
-	if slow > pods/4 {
+	// A busy machine may be slow at times; lost packets would make it many.
+	if slow > pods/10 {
 		t.Errorf("%d of %d pods needed a second or more for their first connections", slow, pods)
 	}
 }
