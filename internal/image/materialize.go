@@ -3,7 +3,6 @@ package image
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -94,9 +93,12 @@ func (s *Store) missingLayers(ctx context.Context, c *contents) (missing []*laye
 		}
 	}
 	lease, _ := leases.FromContext(ctx)
-	// The lease comes first: what is there after it stays there, with all below.
+	// What is there once the lease holds it stays there, with all below.
 	there := func(chain string) (bool, error) {
-		err := s.leases.AddResource(ctx, leases.Lease{ID: lease}, leases.Resource{ID: chain, Type: "snapshots/" + snapshotter})
+		_, err := s.snapshots.Stat(ctx, chain)
+		if err == nil {
+			err = s.leases.AddResource(ctx, leases.Lease{ID: lease}, leases.Resource{ID: chain, Type: "snapshots/" + snapshotter})
+		}
 		if err == nil {
 			_, err = s.snapshots.Stat(ctx, chain)
 		}
@@ -162,7 +164,9 @@ func (s *Store) obtain(ctx context.Context, src *source, l *layer, t *tracker, p
 		return fmt.Errorf("failed to pull layer %s: %w", l.desc.Digest, err)
 	}
 	t.layer(l.index, LayerUnpacking, l.desc.Size)
-	if err = <-unpacked; errors.Is(err, errNotStreamed) {
+	if err = <-unpacked; !st.complete() {
+		// The error says nothing then: a decompressor that is a program does
+		// not hand ours on.
 		err = s.unpackStored(ctx, l, t)
 	}
 	if err != nil {
@@ -178,6 +182,10 @@ func (s *Store) unpackStored(ctx context.Context, l *layer, t *tracker) error {
 		return context.Cause(ctx)
 	}
 	defer s.unpacks.Release(1)
+	if l.result != nil {
+		l.result.Close()
+		l.result = nil
+	}
 	if err := removeChildren(l.dir); err != nil {
 		return err
 	}

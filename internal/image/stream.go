@@ -119,6 +119,13 @@ func (s *stream) finish(size int64, err error) {
 	}
 }
 
+// complete says whether the reader was offered the whole blob.
+func (s *stream) complete() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err == io.EOF
+}
+
 // leave says that the reader reads no more.
 func (s *stream) leave() {
 	s.mu.Lock()
