@@ -102,25 +102,25 @@ func (u *userNamespaces) write(uid PodUID, r userRange) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(file), ".userns-*")
+	f, err := os.OpenFile(file+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // gone after the rename
 	_, err = f.Write(text)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err != nil {
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), file)
+	return os.Rename(file+".tmp", file)
 }
 
 // release gives the pod's range back.
 func (u *userNamespaces) release(uid PodUID) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if err := os.Remove(u.file(uid)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	for _, file := range []string{u.file(uid), u.file(uid) + ".tmp"} {
+		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	for n, owner := range u.taken {
 		if owner == uid {
