@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -386,6 +387,30 @@ func TestLoadLayout(t *testing.T) {
 		t.Error("a link out of the layout was followed")
 	}
 	empty(t, s2)
+}
+
+// TestConcurrentLoads reads archives whose files have the same names and
+// different contents.
+func TestConcurrentLoads(t *testing.T) {
+	s := openStore(t, testConfig(t))
+	var wg sync.WaitGroup
+	for i := range 6 {
+		layers := [][]byte{layerTar(t, file("f", strings.Repeat(fmt.Sprint(i), 10_000*(i+1))))}
+		data := dockerArchive(t, build(t, plain, ocispec.ImageConfig{}, layers...), layers, fmt.Sprintf("img:%d", i))
+		if i%2 == 1 {
+			data = data[:len(data)/2]
+		}
+		wg.Go(func() {
+			_, err := s.Load(context.Background(), bytes.NewReader(data), LoadOptions{})
+			if (err != nil) != (i%2 == 1) {
+				t.Errorf("archive %d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+	if list, err := s.List(context.Background()); err != nil || len(list) != 3 {
+		t.Errorf("%d images, %v", len(list), err)
+	}
 }
 
 func TestLoadErrors(t *testing.T) {

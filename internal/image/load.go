@@ -78,6 +78,12 @@ func (s *Store) load(ctx context.Context, opts LoadOptions, read func(context.Co
 			return nil, err
 		}
 	}
+	// Blobs on their way in are known by their names in the archive, which
+	// another archive may use for something else.
+	if err := s.loads.Acquire(ctx, 1); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	defer s.loads.Release(1)
 	ctx, release, err := s.lease(scope(ctx))
 	if err != nil {
 		return nil, err

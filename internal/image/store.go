@@ -105,10 +105,11 @@ type Store struct {
 	images    images.Store
 	leases    leases.Manager
 
-	downloads, unpacks *semaphore.Weighted
-	chains             keyedLock
-	flights            flights
-	parking            parking
+	downloads, unpacks, loads *semaphore.Weighted
+
+	chains  keyedLock
+	flights flights
+	parking parking
 
 	mu    sync.RWMutex
 	index index
@@ -139,6 +140,7 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 		log:       cfg.Logger,
 		downloads: semaphore.NewWeighted(int64(cfg.Downloads)),
 		unpacks:   semaphore.NewWeighted(int64(cfg.Unpacks)),
+		loads:     semaphore.NewWeighted(1),
 		pinned:    make(map[string]bool),
 	}
 	p := platforms.DefaultSpec()
