@@ -66,7 +66,9 @@ func execute(cloneflags uintptr, cgroup *os.File, listener, conn int, arg ...str
 	if len(arg) > 0 {
 		files = append(files, program.Fd())
 	}
-	path := fmt.Sprintf("/proc/self/fd/%d", program.Fd())
+	// By our own descriptor table, not /proc/self: before it executes, the child
+	// moves descriptors about in its copy, and may put one over the program's.
+	path := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), program.Fd())
 	pid, err = syscall.ForkExec(path, append([]string{"/pause"}, arg...), &syscall.ProcAttr{
 		Dir: "/", Env: []string{}, Files: files, Sys: &attr,
 	})

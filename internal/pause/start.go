@@ -19,6 +19,10 @@ type Config struct {
 	UIDMap, GIDMap []syscall.SysProcIDMap // with CLONE_NEWUSER; must map 0
 	Cgroup         *os.File               // directory of the v2 cgroup to be born in; may be nil
 	Setup          Recipe                 // carried out by pause itself before Start returns; may be nil
+	// Born is called with pause's PID once its namespaces are there, while it
+	// sets itself up; what it starts, the caller ends should Start fail. May be
+	// nil.
+	Born func(pid int)
 }
 
 // Recipe is what a process carries out; *internal/recipe.Recipe is one.
@@ -87,6 +91,9 @@ const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS |
 func (c *Conn) prepare(ctx context.Context, cfg Config) error {
 	if err := c.hello(ctx); err != nil {
 		return err
+	}
+	if cfg.Born != nil {
+		cfg.Born(c.PID())
 	}
 	req := request{Type: typeSetup}
 	var files []*os.File

@@ -131,22 +131,19 @@ func (r *Runtime) startSandbox(ctx context.Context, s *sandbox) (err error) {
 	if err := s.writeFiles(); err != nil {
 		return err
 	}
-	conn, err := s.startPause(ctx)
-	if err != nil {
-		return err
+	wire := s.wiring(ctx)
+	conn, err := s.startPause(ctx, wire.born)
+	if err == nil {
+		undo.add(func() {
+			conn.Terminate()
+			<-conn.Done()
+			conn.Close()
+		})
+		s.conn = conn
 	}
-	undo.add(func() {
-		conn.Terminate()
-		<-conn.Done()
-		conn.Close()
-	})
-	s.conn = conn
 	fault.Point("sandbox.pause")
-	if !s.hostNetwork() {
-		a, err := s.setupNetwork(ctx)
-		if err != nil {
-			return fmt.Errorf("failed to setup network for sandbox: %w", err)
-		}
+	attachment, nerr := wire.wait()
+	if attachment != nil {
 		undo.add(func() {
 			ctx, cancel := detached(ctx)
 			defer cancel()
@@ -154,8 +151,14 @@ func (r *Runtime) startSandbox(ctx context.Context, s *sandbox) (err error) {
 				r.log.Warn("undoing the network of a failed sandbox", "sandbox", s.id, "error", err)
 			}
 		})
-		s.rec.Network = a
 	}
+	if err != nil {
+		return err
+	}
+	if nerr != nil {
+		return fmt.Errorf("failed to setup network for sandbox: %w", nerr)
+	}
+	s.rec.Network = attachment
 	fault.Point("sandbox.network")
 	s.rec.PausePID = conn.PID()
 	s.rec.Ready = true
@@ -252,8 +255,41 @@ func resolvConf(d *runtimeapi.DNSConfig) []byte {
 	return b
 }
 
-func (s *sandbox) startPause(ctx context.Context) (*pause.Conn, error) {
-	cfg := pause.Config{Dir: s.dir, Cloneflags: unix.CLONE_NEWNS}
+// wiring makes the pod's network while pause sets itself up.
+type wiring struct {
+	s          *sandbox
+	ctx        context.Context
+	done       chan struct{} // nil if it was never begun
+	attachment *network.Attachment
+	err        error
+}
+
+func (s *sandbox) wiring(ctx context.Context) *wiring { return &wiring{s: s, ctx: ctx} }
+
+// born is called when the pod's network namespace is there.
+func (w *wiring) born(pid int) {
+	if w.s.hostNetwork() {
+		return
+	}
+	w.done = make(chan struct{})
+	go func() {
+		defer close(w.done)
+		w.attachment, w.err = w.s.setupNetwork(w.ctx, pid)
+	}()
+	if len(w.s.config.GetLinux().GetSysctls()) > 0 {
+		<-w.done // they may be an interface's
+	}
+}
+
+func (w *wiring) wait() (*network.Attachment, error) {
+	if w.done != nil {
+		<-w.done
+	}
+	return w.attachment, w.err
+}
+
+func (s *sandbox) startPause(ctx context.Context, born func(pid int)) (*pause.Conn, error) {
+	cfg := pause.Config{Dir: s.dir, Cloneflags: unix.CLONE_NEWNS, Born: born}
 	spec := recipe.SandboxSpec{ShmSize: defaultShmSize, Sysctls: s.config.GetLinux().GetSysctls()}
 	hostname, err := s.hostname()
 	if err != nil {
@@ -304,8 +340,8 @@ func sysMap(m []*runtimeapi.IDMapping) []syscall.SysProcIDMap {
 	return out
 }
 
-func (s *sandbox) setupNetwork(ctx context.Context) (*network.Attachment, error) {
-	netns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", s.conn.PID()))
+func (s *sandbox) setupNetwork(ctx context.Context, pid int) (*network.Attachment, error) {
+	netns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
 	if err != nil {
 		return nil, err
 	}
