@@ -17,8 +17,12 @@ import (
 // and a pod's first connection would begin with a second's wait for its
 // retransmission. So Setup ends with asking until the answer is right.
 
-// patience bounds the wait; work queues take milliseconds at worst.
-const patience = 5 * time.Second
+// patience bounds the wait; work queues take milliseconds at worst. maxPause
+// bounds the time between two questions, which cost some 10 µs.
+const (
+	patience = 5 * time.Second
+	maxPause = 500 * time.Microsecond
+)
 
 // question asks the kernel for something; ready judges the answer.
 type question struct {
@@ -32,7 +36,7 @@ func await(ctx context.Context, c *conn, questions ...question) error {
 		return nil
 	}
 	deadline := time.Now().Add(patience)
-	for pause := 50 * time.Microsecond; ; pause *= 2 {
+	for pause := 50 * time.Microsecond; ; pause = min(2*pause, maxPause) {
 		right := make([]bool, len(questions))
 		requests := make([]request, len(questions))
 		for i, q := range questions {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -188,15 +189,17 @@ func linkUp(index int) *nl.IfInfomsg {
 // routes and returns eth0's index.
 func configurePod(c *conn, a *Attachment) (int, error) {
 	index := 0
-	if err := c.do(loopbackUp(), indexOf(podLink, &index)); err != nil {
+	if err := c.do(indexOf(podLink, &index)); err != nil {
 		return 0, err
 	}
 	up := newRequest("bringing "+podLink+" up", unix.RTM_SETLINK, 0)
 	up.AddData(linkUp(index))
 	requests := []request{up}
-	for _, ip := range a.IPs {
+	// IPv6 first: what the kernel leaves to a worker begins earlier.
+	for _, ip := range slices.Backward(a.IPs) {
 		requests = append(requests, addAddress(index, ip))
 	}
+	requests = append(requests, loopbackUp())
 	for _, gw := range a.Gateways {
 		r := newRequest(fmt.Sprintf("adding default route via %s", gw),
 			unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
