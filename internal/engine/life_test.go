@@ -386,9 +386,7 @@ func TestEmptyDirLimit(t *testing.T) {
 	if want := `Usage of EmptyDir volume "scratch" exceeds the limit "64Ki". `; got.Status.Reason != "Evicted" || got.Status.Message != want {
 		t.Errorf("%s: %q, want %q", got.Status.Reason, got.Status.Message, want)
 	}
-	if _, err := os.Stat(file); !os.IsNotExist(err) {
-		t.Errorf("the volume is left: %v", err)
-	}
+	b.await("the volume's removal", func() bool { _, err := os.Stat(file); return os.IsNotExist(err) })
 }
 
 func TestResize(t *testing.T) {
@@ -410,10 +408,10 @@ func TestResize(t *testing.T) {
 	if calls := b.rt.Calls(); len(calls) != 1 || calls[0] != "UpdateContainerResources app/0" {
 		t.Errorf("it did %q", calls)
 	}
-	got, _ := b.Get(pod.UID)
-	if q := got.Status.ContainerStatuses[0].Resources.Limits.Memory(); q.String() != "200Mi" || got.Status.ObservedGeneration != 2 {
-		t.Errorf("limits %s, observed generation %d", q, got.Status.ObservedGeneration)
-	}
+	b.await("its status", func() bool {
+		got, _ := b.Get(pod.UID)
+		return got.Status.ContainerStatuses[0].Resources.Limits.Memory().String() == "200Mi" && got.Status.ObservedGeneration == 2
+	})
 }
 
 func TestTerminationMessages(t *testing.T) {
