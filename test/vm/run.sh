@@ -19,7 +19,7 @@
 #   -m MIB      memory (2048)
 #   -t SECONDS  give up after (900)
 #
-# Needs qemu-system-x86, busybox-static and, the first time, apt to download
+# Needs qemu-system-x86, busybox-static, e2fsprogs and, the first time, apt to download
 # the kernel, which is kept in $UNIPOD_VM_CACHE (~/.cache/unipod/vm). The
 # processor is emulated, which boots in a few seconds and works inside other
 # virtual machines; UNIPOD_VM_ACCEL=kvm uses KVM.
@@ -147,7 +147,7 @@ for file in ${files[@]+"${files[@]}"}; do
 	cp -rL "${file%%=*}" "$root${file#*=}"
 done
 for dir in fs/overlayfs fs/fuse net/bridge net/802 net/llc net/netfilter net/ipv4/netfilter net/ipv6/netfilter net/sctp net/vmw_vsock \
-	drivers/net/veth.ko drivers/net/tun.ko drivers/net/dummy.ko drivers/block/loop.ko lib crypto; do
+	drivers/virtio drivers/block/virtio_blk.ko drivers/net/veth.ko drivers/net/tun.ko drivers/net/dummy.ko drivers/block/loop.ko lib crypto; do
 	if [[ -e $kernel/lib/modules/$release/kernel/$dir ]]; then
 		mkdir -p "$(dirname "$root/lib/modules/$release/kernel/$dir")"
 		cp -r "$kernel/lib/modules/$release/kernel/$dir" "$root/lib/modules/$release/kernel/$dir"
@@ -183,11 +183,15 @@ install -m 755 "$here/init" "$root/init"
 
 accel=(-accel tcg,thread=multi -cpu max)
 [[ ${UNIPOD_VM_ACCEL:-tcg} != kvm ]] || accel=(-accel kvm -cpu host)
+# /tmp is ext4: a tmpfs of this kernel can't be mapped to other owners.
+truncate -s 8G "$work/disk"
+/sbin/mkfs.ext4 -q -F -E lazy_itable_init=1,lazy_journal_init=1 "$work/disk"
+
 mkfifo "$work/console"
 timeout -k 5 "$timeout" qemu-system-x86_64 "${accel[@]}" -smp 2 -m "$memory" -display none -no-reboot -nodefaults \
 	-kernel "$kernel"/boot/vmlinuz-* -initrd "$work/initrd" \
 	-append "console=ttyS0 quiet loglevel=3 panic=-1 random.trust_cpu=on unipod.cgroup=$cgroup ${kernelargs[*]-}" \
-	-serial "file:$work/console" -serial "file:$work/status" <&- &
+	-drive "file=$work/disk,format=raw,if=virtio,cache=unsafe" -serial "file:$work/console" -serial "file:$work/status" <&- &
 qemu=$!
 # The console's newlines come as CR LF.
 tr -d '\r' <"$work/console" &
