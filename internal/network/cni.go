@@ -21,7 +21,7 @@ import (
 type CNIConfig struct {
 	ConfDir string   // "" = /etc/cni/net.d; the first file by name counts
 	BinDirs []string // nil = /opt/cni/bin
-	RunDir  string   // records, cached results and pinned namespaces; need not survive a reboot
+	RunDir  string   // records, cached results and pinned namespaces; empty after a reboot
 	Logger  *slog.Logger
 }
 

@@ -18,20 +18,18 @@
 // # Leases
 //
 // A pod's record (addresses, link, host ports) lives as long as its network
-// namespace can: until a reboot. So records are files in RunDir, which belongs
-// on a tmpfs, where write, fsync and rename take some 30 µs; on a disk the
-// same costs a millisecond or more of every pod start and buys nothing, for
-// after a reboot there is no pod left that could hold the address. What must
-// outlive a reboot is only that an address given out shortly before is not
-// given to another pod at once, for peers may still know it: StateDir holds a
-// cursor, written lazily and far enough ahead. (With RunDir unset the records
-// are in StateDir and as durable as its file system.)
+// namespace can: until a reboot. So records are files in RunDir, whole or not
+// there, but not synced: on a disk that would cost every pod start more than a
+// millisecond and buy nothing, for after a reboot no pod is left that could
+// hold the address. RunDir has to be empty after one, as a tmpfs is; who puts
+// it elsewhere empties it. What must outlive a reboot is only that an address
+// given out shortly before is not given to another pod at once, for peers may
+// still know it: StateDir holds a cursor, synced lazily and far enough ahead.
 //
 // # Promises
 //
 // Setup either returns a working attachment or leaves nothing behind. A record
-// is durable before the first thing it describes exists and goes after the
-// last. Teardown returns when the pod's host ports are free; the link, whose
+// is there before the first thing it describes and goes after the last. Teardown returns when the pod's host ports are free; the link, whose
 // removal costs the kernel tens of milliseconds of RCU grace periods under the
 // lock every other network change needs, goes soon after, many at a time, and
 // only then are the addresses free again. Reconcile makes the kernel and the

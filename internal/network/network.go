@@ -33,11 +33,11 @@ var (
 	ErrPortInUse = fmt.Errorf("host port in use: %w", errdefs.ErrFailedPrecondition)
 )
 
-// Config says what a Network owns. The zero value of every field but StateDir
-// has a meaning.
+// Config says what a Network owns. The zero value of every field but the
+// directories has a meaning.
 type Config struct {
 	StateDir string // survives reboots
-	RunDir   string // need not survive a reboot, best a tmpfs; "" = StateDir
+	RunDir   string // must not: empty after a reboot, best a tmpfs
 
 	Bridge string       // "" = "unipod0"
 	Table  string       // nftables table, "" = "unipod"
@@ -71,11 +71,8 @@ func (a *Attachment) mac() net.HardwareAddr {
 
 // complete fills in defaults and refuses what can't work.
 func (cfg *Config) complete() error {
-	if cfg.StateDir == "" {
-		return fmt.Errorf("pod network: no state directory given: %w", errdefs.ErrInvalidArgument)
-	}
-	if cfg.RunDir == "" {
-		cfg.RunDir = cfg.StateDir
+	if cfg.StateDir == "" || cfg.RunDir == "" {
+		return fmt.Errorf("pod network: StateDir and RunDir must be given: %w", errdefs.ErrInvalidArgument)
 	}
 	if cfg.Bridge == "" {
 		cfg.Bridge = "unipod0"
