@@ -29,12 +29,13 @@
 // # Promises
 //
 // Setup either returns a working attachment or leaves nothing behind. A record
-// is there before the first thing it describes and goes after the last. Teardown returns when the pod's host ports are free; the link, whose
-// removal costs the kernel tens of milliseconds of RCU grace periods under the
-// lock every other network change needs, goes soon after, many at a time, and
-// only then are the addresses free again. Reconcile makes the kernel and the
+// is there before the first thing it describes and goes after the last.
+// Teardown returns when the pod's host ports are free; the link, whose removal
+// costs the kernel tens of milliseconds of RCU grace periods under the lock
+// every other network change needs, goes soon after, many at a time, and only
+// then are the addresses free again. Reconcile makes the kernel and the
 // records agree after a crash at any instant. All methods of Network may be
-// called concurrently; calls for one pod take turns.
+// called concurrently, Close last; calls for one pod take turns.
 //
 // # Host ports
 //
@@ -62,5 +63,5 @@
 // is drop must let Config.Bridge pass (firewalld: put the bridge into the zone
 // "trusted"; docker: a rule in DOCKER-USER).
 //
-// Floor: 1. It imports nothing of unipod but internal/sys.
+// Floor: 1. It imports nothing of unipod.
 package network
