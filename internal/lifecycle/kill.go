@@ -234,7 +234,17 @@ func (s *step) resetAll() {
 	if len(victims) > 0 {
 		return
 	}
+	// Unlike kubelet, whose pace is its relist, the machine would go round as
+	// fast as containers exit: the crash back-off is the brake.
 	for _, inst := range sources {
+		if s.crashHolds(s.spec[inst.Name]) {
+			return
+		}
+	}
+	for _, inst := range sources {
+		if !s.removals[inst.ID] {
+			s.raiseCrash(s.spec[inst.Name], inst)
+		}
 		s.removeContainer(inst, true)
 	}
 }
