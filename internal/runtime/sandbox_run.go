@@ -224,13 +224,11 @@ func (s *sandbox) writeFiles() error {
 	if err != nil && !os.IsNotExist(err) {
 		return err
 	}
-	resolv := resolvConf(s.config.DnsConfig)
-	if len(resolv) == 0 {
-		if resolv, err = os.ReadFile("/etc/resolv.conf"); err != nil && !os.IsNotExist(err) {
-			return err
-		}
+	dns, err := s.dns()
+	if err != nil {
+		return err
 	}
-	for name, content := range map[string][]byte{"hostname": []byte(hostname + "\n"), "hosts": hosts, "resolv.conf": resolv} {
+	for name, content := range map[string][]byte{"hostname": []byte(hostname + "\n"), "hosts": hosts, "resolv.conf": []byte(dns.ResolvConf())} {
 		// 0644: processes of any user in the pod read them; the directory
 		// above is 0700.
 		if err := os.WriteFile(filepath.Join(s.dir, name), content, 0o644); err != nil {
@@ -240,19 +238,14 @@ func (s *sandbox) writeFiles() error {
 	return nil
 }
 
-// resolvConf is a resolv.conf(5), empty when there is nothing to say.
-func resolvConf(d *runtimeapi.DNSConfig) []byte {
-	var b []byte
-	if len(d.GetSearches()) > 0 {
-		b = fmt.Appendf(b, "search %s\n", strings.Join(d.Searches, " "))
+// dns is what the request says about names, or, when it says nothing, the
+// host's.
+func (s *sandbox) dns() (network.DNS, error) {
+	d := s.config.DnsConfig
+	if len(d.GetServers())+len(d.GetSearches())+len(d.GetOptions()) == 0 {
+		return network.HostDNS()
 	}
-	for _, s := range d.GetServers() {
-		b = fmt.Appendf(b, "nameserver %s\n", s)
-	}
-	if len(d.GetOptions()) > 0 {
-		b = fmt.Appendf(b, "options %s\n", strings.Join(d.Options, " "))
-	}
-	return b
+	return network.DNS{Servers: d.GetServers(), Searches: d.GetSearches(), Options: d.GetOptions()}, nil
 }
 
 // wiring makes the pod's network while pause sets itself up.
