@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"unipod.dev/unipod/internal/fault"
@@ -26,7 +25,10 @@ func (r *Runtime) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	if err != nil {
 		return nil, err
 	}
-	config := req.GetConfig()
+	config, err := withCDI(req.GetConfig())
+	if err != nil {
+		return nil, err
+	}
 	if err := checkContainer(config); err != nil {
 		return nil, err
 	}
@@ -171,8 +173,10 @@ func (r *Runtime) makeContainer(ctx context.Context, c *container, img *image.Im
 	fault.Point("create.ready")
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, alive := r.sandboxes[c.sandbox.id]; !alive {
-		return fmt.Errorf("sandbox %q was removed meanwhile: %w", c.sandbox.id, errdefs.ErrNotFound)
+	// Under the lock that a removal lists the sandbox's containers with, after
+	// it has recorded the sandbox's end: one of the two sees the other.
+	if _, err := c.sandbox.live(); err != nil {
+		return err
 	}
 	r.containers[c.id] = c
 	return nil
