@@ -55,7 +55,7 @@ func (o *Objects) ConfigMap(namespace, name string) (*v1.ConfigMap, error) {
 			return m, nil
 		}
 	}
-	return nil, apierrors.NewNotFound(v1.Resource("configmaps"), name)
+	return nil, apierrors.NewNotFound(v1.Resource("configmap"), name)
 }
 
 // Secret implements engine.Objects.
@@ -65,7 +65,7 @@ func (o *Objects) Secret(namespace, name string) (*v1.Secret, error) {
 			return s, nil
 		}
 	}
-	return nil, apierrors.NewNotFound(v1.Resource("secrets"), name)
+	return nil, apierrors.NewNotFound(v1.Resource("secret"), name)
 }
 
 // Engine is what static pods ask of internal/engine.
