@@ -153,7 +153,28 @@ func (g *global) playObjects(ctx context.Context, objects *manifest.Objects, cfg
 	cfg.Engine, cfg.LogDir = e, claim.LogDir()
 	code, err = play.Run(ctx, cfg)
 	stop()
-	return code, errors.Join(err, <-done)
+	err = errors.Join(err, <-done)
+	if n.InProcess() {
+		err = errors.Join(err, waitForOthers(ctx, claim, cfg))
+	}
+	return code, err
+}
+
+// waitForOthers keeps this process's node for the plays that use it; a signal
+// leaves them alone.
+func waitForOthers(ctx context.Context, claim *play.Claim, cfg play.Config) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() {
+		select {
+		case <-ctx.Done():
+		case <-cfg.Signals:
+			stop()
+		}
+	}()
+	return claim.Others(ctx, func() {
+		cfg.Screen.Say("Another play uses this node: staying until it ends (Ctrl-C leaves it alone)")
+	})
 }
 
 // newEngine completes cfg by what the machine is.
@@ -176,14 +197,14 @@ func (o objectSource) ConfigMap(namespace, name string) (*v1.ConfigMap, error) {
 	if m, ok := o.ConfigMaps[types.NamespacedName{Namespace: namespace, Name: name}]; ok {
 		return m, nil
 	}
-	return nil, apierrors.NewNotFound(v1.Resource("configmaps"), name)
+	return nil, apierrors.NewNotFound(v1.Resource("configmap"), name)
 }
 
 func (o objectSource) Secret(namespace, name string) (*v1.Secret, error) {
 	if s, ok := o.Secrets[types.NamespacedName{Namespace: namespace, Name: name}]; ok {
 		return s, nil
 	}
-	return nil, apierrors.NewNotFound(v1.Resource("secrets"), name)
+	return nil, apierrors.NewNotFound(v1.Resource("secret"), name)
 }
 
 // parseSince reads --since: a time or how long ago it was.

@@ -43,7 +43,7 @@ func NewClaim(root string) (*Claim, error) {
 	if err := os.Mkdir(c.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the play's directory: %w", err)
 	}
-	if c.lock, err = lock(filepath.Join(c.dir, "lock"), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if c.lock, err = lock(filepath.Join(c.dir, "lock"), os.O_CREATE, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(c.dir))
 	}
 	return c, nil
@@ -69,6 +69,46 @@ func (c *Claim) Release(ctx context.Context) error {
 	return removeDir(ctx, c.dir)
 }
 
+// Others waits until no other play lives below the claim's root, calling
+// waiting first when there is one. A play that started a node in its own
+// process must outlive those that came to use it.
+func (c *Claim) Others(ctx context.Context, waiting func()) error {
+	done := make(chan error, 1)
+	go func() { // abandoned when ctx ends first: flock can't be interrupted
+		done <- c.others(waiting)
+	}()
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-done:
+		return err
+	}
+}
+
+func (c *Claim) others(waiting func()) error {
+	locks, err := filepath.Glob(filepath.Join(filepath.Dir(c.dir), "*", "lock"))
+	if err != nil {
+		return err
+	}
+	for _, path := range locks {
+		if path == filepath.Join(c.dir, "lock") {
+			continue
+		}
+		l, err := lock(path, 0, unix.LOCK_SH|unix.LOCK_NB)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			waiting()
+			l, err = lock(path, 0, unix.LOCK_SH)
+		}
+		if err == nil {
+			err = l.Close()
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
 // Sweep ends and removes what plays left behind that were killed.
 func Sweep(ctx context.Context, root string, runtime cri.Runtime) error {
 	all := filepath.Join(root, "play")
@@ -87,7 +127,7 @@ func Sweep(ctx context.Context, root string, runtime cri.Runtime) error {
 			continue
 		}
 		dir := filepath.Join(all, e.Name())
-		l, err := lock(filepath.Join(dir, "lock"), unix.LOCK_EX|unix.LOCK_NB)
+		l, err := lock(filepath.Join(dir, "lock"), os.O_CREATE, unix.LOCK_EX|unix.LOCK_NB)
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			continue // it lives
 		}
@@ -163,11 +203,11 @@ func closeGate(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the directory of plays: %w", err)
 	}
-	return lock(filepath.Join(dir, ".lock"), unix.LOCK_EX)
+	return lock(filepath.Join(dir, ".lock"), os.O_CREATE, unix.LOCK_EX)
 }
 
-func lock(path string, how int) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+func lock(path string, flags, how int) (*os.File, error) {
+	f, err := os.OpenFile(path, flags|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -73,7 +73,22 @@ func TestSweep(t *testing.T) {
 	if _, err := os.Stat(alive.LogDir()); err != nil {
 		t.Errorf("the living play's directory: %v", err)
 	}
+	// While one lives, another waits for it; then no more.
+	other, _ := claim()
+	waits := make(chan bool, 1)
+	done := make(chan error, 1)
+	go func() { done <- other.Others(t.Context(), func() { waits <- true }) }()
+	<-waits
 	if err := alive.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Others(t.Context(), func() { t.Error("waits for nobody") }); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if left, _ := filepath.Glob(filepath.Join(root, "play", "[^.]*")); len(left) > 0 {

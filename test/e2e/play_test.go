@@ -211,3 +211,26 @@ func TestKilledPlay(t *testing.T) {
 		t.Errorf("code %d:\n%s", code, out)
 	}
 }
+
+// TestTwoPlays: the second uses the first's node, which stays for it.
+func TestTwoPlays(t *testing.T) {
+	n := newNode(t)
+	host := n.start("play", n.file("host.yaml", fmt.Sprintf(podHead, "Always")+container("a", "trap 'exit 0' TERM; echo up; while sleep 0.1; do :; done")))
+	host.until("p/a | up")
+	job := strings.Replace(fmt.Sprintf(podHead, "Never"), "name: p", "name: guest", 1) + container("b", "echo here; until [ -e /go/on ]; do sleep 0.1; done; echo bye") +
+		"    volumeMounts: [{name: go, mountPath: /go}]\n  volumes: [{name: go, hostPath: {path: " + filepath.Dir(n.root) + "/go, type: DirectoryOrCreate}}]\n"
+	guest := n.start("play", n.file("guest.yaml", job))
+	guest.until("guest/b | here")
+	host.signal(os.Interrupt)
+	host.until("Another play uses this node")
+	if err := os.WriteFile(filepath.Join(filepath.Dir(n.root), "go", "on"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	guest.until("guest/b | bye")
+	if code := guest.code(); code != 0 {
+		t.Errorf("the guest ended with code %d", code)
+	}
+	if code := host.code(); code != 130 {
+		t.Errorf("the host ended with code %d", code)
+	}
+}
