@@ -47,6 +47,13 @@ func newContainer(r *Runtime, s *sandbox, rec ContainerRecord, config *runtimeap
 	}
 }
 
+// record is the container as it is now, for who doesn't hold op.
+func (c *container) record() ContainerRecord {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rec
+}
+
 func (c *container) state() runtimeapi.ContainerState {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -99,9 +106,7 @@ func nanos(t time.Time) int64 {
 }
 
 func (c *container) status() *runtimeapi.ContainerStatus {
-	c.mu.Lock()
-	rec := c.rec
-	c.mu.Unlock()
+	rec := c.record()
 	st := &runtimeapi.ContainerStatus{
 		Id:          rec.ID,
 		Metadata:    c.config.Metadata,
@@ -134,9 +139,7 @@ func (c *container) status() *runtimeapi.ContainerStatus {
 }
 
 func (c *container) listed() *runtimeapi.Container {
-	c.mu.Lock()
-	rec := c.rec
-	c.mu.Unlock()
+	rec := c.record()
 	return &runtimeapi.Container{
 		Id:           rec.ID,
 		PodSandboxId: c.sandbox.id,

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -30,6 +31,9 @@ func (r *Runtime) StartContainer(ctx context.Context, req *runtimeapi.StartConta
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
+	if c.gone {
+		return nil, fmt.Errorf("container %q was removed: %w", c.id, errdefs.ErrNotFound)
+	}
 	if st := c.state(); st != runtimeapi.ContainerState_CONTAINER_CREATED {
 		return nil, fmt.Errorf("container %q is in %s state", c.id, st)
 	}

@@ -125,12 +125,13 @@ func (r *Runtime) stopContainer(ctx context.Context, c *container, timeout time.
 		return nil
 	}
 	if timeout > 0 {
-		sig, err := parseSignal(c.rec.StopSig)
+		name := c.record().StopSig
+		sig, err := parseSignal(name)
 		if err != nil {
 			return err
 		}
 		if err := c.signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
-			return fmt.Errorf("sending %s: %w", c.rec.StopSig, err)
+			return fmt.Errorf("sending %s: %w", name, err)
 		}
 		timer := time.NewTimer(timeout)
 		defer timer.Stop()
@@ -171,10 +172,16 @@ func (r *Runtime) RemoveContainer(ctx context.Context, req *runtimeapi.RemoveCon
 }
 
 func (r *Runtime) removeContainer(ctx context.Context, c *container) error {
-	if err := r.stopContainer(ctx, c, 0); err != nil {
-		return err
+	for {
+		if err := r.stopContainer(ctx, c, 0); err != nil {
+			return err
+		}
+		c.op.Lock()
+		if c.state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			break
+		}
+		c.op.Unlock() // a start came in between
 	}
-	c.op.Lock()
 	defer c.op.Unlock()
 	if c.gone {
 		return nil

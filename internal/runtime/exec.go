@@ -80,7 +80,7 @@ func (r *Runtime) exec(ctx context.Context, c *container, cmd []string, tty, std
 	if spec.Process, err = r.process(c, cmd); err != nil {
 		return nil, err
 	}
-	spec.SELinuxLabel = c.rec.ProcessLabel
+	spec.SELinuxLabel = c.record().ProcessLabel
 	place, err := openPlace(c.group, c.sandbox.userNS())
 	if err != nil {
 		return nil, fmt.Errorf("cgroup of the container: %w", err)

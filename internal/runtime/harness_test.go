@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -31,6 +32,9 @@ type world struct {
 	stop func()
 }
 
+// worlds are the directories of every world this process has made.
+var worlds sync.Map
+
 const testImage = "localhost/busybox:test"
 
 // newWorld opens a runtime with a busybox image.
@@ -44,6 +48,7 @@ func newWorld(t testing.TB) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	worlds.Store(filepath.Base(dir), true)
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	w := &world{t: t, cfg: Config{Root: filepath.Join(dir, "r"), Run: filepath.Join(dir, "n")}}
 	w.open()

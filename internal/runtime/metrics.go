@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/cgroups"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -110,7 +109,7 @@ func (r *Runtime) ListPodSandboxMetrics(ctx context.Context, _ *runtimeapi.ListP
 			continue
 		}
 		pod, err := r.podMetrics(s)
-		if errdefs.IsNotFound(err) || err != nil && s.state() != runtimeapi.PodSandboxState_SANDBOX_READY {
+		if err != nil && s.over(err) {
 			continue // ended meanwhile
 		}
 		if err != nil {
@@ -153,15 +152,15 @@ func (r *Runtime) podMetrics(s *sandbox) (*runtimeapi.PodSandboxMetrics, error) 
 	}
 	pod.cgroup(detail)
 	pod.add("container_last_seen", uint64(now.Unix()))
-	pod.add("container_start_time_seconds", uint64(s.rec.CreatedAt.Unix()))
+	pod.add("container_start_time_seconds", uint64(s.createdAt().Unix()))
 	out := &runtimeapi.PodSandboxMetrics{PodSandboxId: s.id, Metrics: pod.out}
 	for _, c := range r.containersOf(s.id) {
 		if c.state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
 			continue
 		}
 		cm, err := r.containerMetrics(c, now)
-		if errdefs.IsNotFound(err) {
-			continue
+		if err != nil && c.state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			continue // ended meanwhile
 		}
 		if err != nil {
 			return nil, err

@@ -73,7 +73,8 @@ func environ(config *runtimeapi.ContainerConfig, img *ocispec.ImageConfig, hostn
 // process is what every process of the container has in common: its first
 // one and those of exec.
 func (r *Runtime) process(c *container, args []string) (recipe.Process, error) {
-	img := &c.rec.ImageConfig
+	rec := c.record()
+	img := &rec.ImageConfig
 	p := recipe.Process{Args: args, Cwd: "/"}
 	hostname, err := c.sandbox.hostname()
 	if err == nil && hostname == "" {
@@ -82,7 +83,7 @@ func (r *Runtime) process(c *container, args []string) (recipe.Process, error) {
 	if err != nil {
 		return p, err
 	}
-	p.Env = environ(c.config, img, hostname, c.rec.User.Home)
+	p.Env = environ(c.config, img, hostname, rec.User.Home)
 	for _, dir := range []string{img.WorkingDir, c.config.WorkingDir} {
 		if dir != "" {
 			p.Cwd = dir
@@ -92,13 +93,13 @@ func (r *Runtime) process(c *container, args []string) (recipe.Process, error) {
 		v := int(score)
 		p.OOMScoreAdj = &v
 	}
-	return p, r.secure(&p, c)
+	return p, r.secure(&p, c.config, rec.User)
 }
 
 // secure fills in what a process may do.
-func (r *Runtime) secure(p *recipe.Process, c *container) error {
-	sc := c.config.GetLinux().GetSecurityContext()
-	p.UID, p.GID, p.Groups = c.rec.User.UID, c.rec.User.GID, c.rec.User.Groups
+func (r *Runtime) secure(p *recipe.Process, config *runtimeapi.ContainerConfig, u User) error {
+	sc := config.GetLinux().GetSecurityContext()
+	p.UID, p.GID, p.Groups = u.UID, u.GID, u.Groups
 	p.NoNewPrivs = sc.GetNoNewPrivs()
 	cp := sc.GetCapabilities()
 	sets, err := caps.For(caps.Config{

@@ -215,13 +215,16 @@ func (s *sandbox) died() {
 		}
 		cancel()
 	}
-	for _, c := range s.r.containersOf(s.id) {
-		if c.state() == runtimeapi.ContainerState_CONTAINER_RUNNING {
-			c.finish(killedExitCode, now)
-		}
-	}
 	if conn != nil {
 		conn.Close()
+	}
+	for _, c := range s.r.containersOf(s.id) {
+		c.op.Lock() // a start still at work ends first; later ones have no pause
+		running := c.state() == runtimeapi.ContainerState_CONTAINER_RUNNING
+		c.op.Unlock()
+		if running {
+			c.finish(killedExitCode, now)
+		}
 	}
 	close(s.ended)
 	if unexpected {
@@ -273,6 +276,12 @@ func (s *sandbox) status() *runtimeapi.PodSandboxStatus {
 		}
 	}
 	return st
+}
+
+func (s *sandbox) createdAt() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rec.CreatedAt
 }
 
 func (s *sandbox) listed() *runtimeapi.PodSandbox {

@@ -26,6 +26,9 @@ func (r *Runtime) StopPodSandbox(ctx context.Context, req *runtimeapi.StopPodSan
 	}
 	s.op.Lock()
 	defer s.op.Unlock()
+	if s.gone {
+		return &runtimeapi.StopPodSandboxResponse{}, nil
+	}
 	if err := r.stopSandbox(ctx, s); err != nil {
 		return nil, fmt.Errorf("failed to stop sandbox %q: %w", s.id, err)
 	}
@@ -79,6 +82,9 @@ func (r *Runtime) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePo
 	}
 	s.op.Lock()
 	defer s.op.Unlock()
+	if s.gone { // its name may be another's by now
+		return &runtimeapi.RemovePodSandboxResponse{}, nil
+	}
 	if err := r.stopSandbox(ctx, s); err != nil {
 		return nil, fmt.Errorf("failed to stop sandbox %q: %w", s.id, err)
 	}

@@ -191,6 +191,9 @@ func (r *Runtime) ListContainerStats(ctx context.Context, req *runtimeapi.ListCo
 			continue
 		}
 		st, err := r.containerStats(c)
+		if err != nil && c.state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			continue // ended meanwhile
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -224,7 +227,7 @@ func (r *Runtime) ListPodSandboxStats(ctx context.Context, req *runtimeapi.ListP
 			continue
 		}
 		st, err := r.sandboxStats(s)
-		if errdefs.IsNotFound(err) || errors.Is(err, os.ErrNotExist) {
+		if err != nil && s.over(err) {
 			continue // ended meanwhile
 		}
 		if err != nil {
@@ -233,6 +236,12 @@ func (r *Runtime) ListPodSandboxStats(ctx context.Context, req *runtimeapi.ListP
 		resp.Stats = append(resp.Stats, st)
 	}
 	return resp, nil
+}
+
+// over tells whether what failed with err did so because the sandbox ended:
+// its files go before its end is recorded.
+func (s *sandbox) over(err error) bool {
+	return errdefs.IsNotFound(err) || errors.Is(err, os.ErrNotExist) || s.state() != runtimeapi.PodSandboxState_SANDBOX_READY
 }
 
 func (r *Runtime) sandboxStats(s *sandbox) (*runtimeapi.PodSandboxStats, error) {
@@ -256,6 +265,9 @@ func (r *Runtime) sandboxStats(s *sandbox) (*runtimeapi.PodSandboxStats, error) 
 			continue
 		}
 		st, err := r.containerStats(c)
+		if err != nil && c.state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			continue // ended meanwhile
+		}
 		if err != nil {
 			return nil, err
 		}

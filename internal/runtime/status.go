@@ -81,9 +81,7 @@ func (r *Runtime) ContainerStatus(ctx context.Context, req *runtimeapi.Container
 	}
 	resp := &runtimeapi.ContainerStatusResponse{Status: c.status()}
 	if req.Verbose {
-		c.mu.Lock()
-		rec := c.rec
-		c.mu.Unlock()
+		rec := c.record()
 		// The values of the environment may be secrets and this is printed.
 		shown := proto.Clone(c.config).(*runtimeapi.ContainerConfig)
 		for _, e := range shown.Envs {
@@ -141,7 +139,7 @@ func (r *Runtime) UpdateContainerResources(ctx context.Context, req *runtimeapi.
 	c.op.Lock()
 	defer c.op.Unlock()
 	state := c.state()
-	if state == runtimeapi.ContainerState_CONTAINER_EXITED {
+	if c.gone || state == runtimeapi.ContainerState_CONTAINER_EXITED {
 		return nil, fmt.Errorf("container %q has ended: %w", c.id, errdefs.ErrFailedPrecondition)
 	}
 	res := mergeResources(unmarshalResources(c.rec.Resources), req.GetLinux())
