@@ -157,6 +157,8 @@ cp "$kernel/lib/modules/$release"/modules.{order,builtin} "$root/lib/modules/$re
 printf 'root:x:0:0:root:/root:/bin/sh\n' >"$root/etc/passwd"
 printf 'root:x:0:\n' >"$root/etc/group"
 printf '127.0.0.1 localhost\n::1 localhost\n' >"$root/etc/hosts"
+printf 'nameserver 192.0.2.53\n' >"$root/etc/resolv.conf"
+printf 'unipod-vm\n' >"$root/etc/hostname"
 
 # The tests, each in a directory of its own, and what runs them.
 list=$root/tests/list
