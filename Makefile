@@ -23,7 +23,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X unipod.dev/unipod/internal/version.Version=$(VERSION)
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: all pause build arm64 test test-faults test-cri test-arm64 demo bench fuzz lint install uninstall clean
+.PHONY: all pause build arm64 test test-faults test-cri test-arm64 demo bench figures fuzz lint install uninstall clean
 
 all: build
 
@@ -69,6 +69,11 @@ demo: build
 bench: build
 	@scripts/deps.sh demo
 	@$(SUDO) bench/run.sh $(CURDIR)/bin/unipod $(ARGS)
+
+# The same into both READMEs.
+figures: build
+	@scripts/deps.sh demo
+	@$(SUDO) bench/figures.sh $(CURDIR)/bin/unipod $(ARGS)
 
 fuzz:
 	@scripts/deps.sh build fuzz
