@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -181,5 +182,23 @@ func TestPrintError(t *testing.T) {
 		if b.String() != tc.want {
 			t.Errorf("%v: %q", tc.err, b.String())
 		}
+	}
+}
+
+// While pods play, the log holds what isn't about them.
+func TestNotOfPods(t *testing.T) {
+	var b bytes.Buffer
+	log := slog.New(notOfPods{slog.NewTextHandler(&b, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}})})
+	log.Error("one", "pod", "default/web")
+	log.With("pod", "default/web").Error("two")
+	log.With("sandbox", "1").Error("three")
+	log.Error("four", "error", "disk full")
+	if want := "level=ERROR msg=three sandbox=1\nlevel=ERROR msg=four error=\"disk full\"\n"; b.String() != want {
+		t.Errorf("%s", b.String())
 	}
 }

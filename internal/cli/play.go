@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -88,9 +89,11 @@ func (g *global) play(cmd *cobra.Command, paths []string, f playFlags) error {
 	}
 	screen := progress.NewScreen(os.Stdout, os.Stderr, f.noColour)
 	defer screen.Close()
-	// What the node logs goes between the pods' lines, not into them; what it
-	// warns of, the pods' events say in better words.
+	// What the node logs goes between the pods' lines, not into them.
 	g.logging(screenWriter{screen}, slog.LevelError)
+	if !g.debug {
+		slog.SetDefault(slog.New(notOfPods{slog.Default().Handler()}))
+	}
 	for _, w := range objects.Warnings {
 		screen.Say("warning: %s", w)
 	}
@@ -118,6 +121,33 @@ func (w screenWriter) Write(b []byte) (int, error) {
 	w.Say("%s", strings.TrimSuffix(string(b), "\n"))
 	return len(b), nil
 }
+
+// notOfPods leaves out what is logged about pods: their events say it in
+// better words.
+type notOfPods struct{ slog.Handler }
+
+func aboutPod(a slog.Attr) bool { return a.Key == "pod" }
+
+func (h notOfPods) Handle(ctx context.Context, r slog.Record) error {
+	about := false
+	r.Attrs(func(a slog.Attr) bool {
+		about = aboutPod(a)
+		return !about
+	})
+	if about {
+		return nil
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+func (h notOfPods) WithAttrs(attrs []slog.Attr) slog.Handler {
+	if slices.ContainsFunc(attrs, aboutPod) {
+		return slog.DiscardHandler
+	}
+	return notOfPods{h.Handler.WithAttrs(attrs)}
+}
+
+func (h notOfPods) WithGroup(name string) slog.Handler { return notOfPods{h.Handler.WithGroup(name)} }
 
 // playObjects plays on the running node or on one of its own.
 func (g *global) playObjects(ctx context.Context, objects *manifest.Objects, cfg play.Config) (code int, err error) {

@@ -147,6 +147,7 @@ func TestExitCodes(t *testing.T) {
 		{"no such image", "Never", "  - name: a\n    image: localhost/nothing:1\n    imagePullPolicy: Never\n", 1, "ErrImageNeverPull"},
 		{"tries again", "OnFailure", container("a", "[ -e /dev/shm/again ] || { touch /dev/shm/again; exit 9; }"), 0, "p/a · exited with code 9"},
 		{"missing volume", "Never", container("a", "true") + "    volumeMounts: [{name: v, mountPath: /v}]\n  volumes: [{name: v, hostPath: {path: /no/such/place, type: Directory}}]\n", 1, "FailedMount"},
+		{"privileged", "Never", container("a", "mount -t tmpfs t /tmp && grep CapEff /proc/self/status") + "    securityContext: {privileged: true}\n", 0, "p/a | CapEff"},
 		{"too much memory", "Never", container("a", "tail /dev/zero") + "    resources: {limits: {memory: 16Mi}}\n", 137, "OOMKilled"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
