@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -66,6 +67,7 @@ func (g *global) bench(cmd *cobra.Command, f benchFlags) error {
 	if err := needRoot(); err != nil {
 		return err
 	}
+	g.logging(cmd.ErrOrStderr(), slog.LevelError)
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
 	say := func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...) }
