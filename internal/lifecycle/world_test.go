@@ -32,7 +32,6 @@ type world struct {
 	probes map[string]bool // running, "id kind"
 	said   map[string]bool // outcome last written, "container kind"
 	runs   map[string]int
-	pulls  map[string]int
 	sboxes int
 	gone   bool
 	inputs []Input // to check purity

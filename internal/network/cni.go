@@ -152,6 +152,7 @@ func (c *CNI) load() (*libcni.NetworkConfigList, error) {
 	if err != nil {
 		return nil, fmt.Errorf("CNI configuration %s: %w", file, err)
 	}
+	//lint:ignore SA1019 kubelets' machines still have such files, and containerd takes them
 	list, err := libcni.ConfListFromConf(conf)
 	if err != nil {
 		return nil, fmt.Errorf("CNI configuration %s: %w", file, err)

@@ -179,7 +179,6 @@ func (w *world) pod(id string, ports ...PortMapping) *pod {
 }
 
 func (p *pod) ip4() netip.Addr { return p.IPs[0].Addr() }
-func (p *pod) ip6() netip.Addr { return p.IPs[1].Addr() }
 
 // serve answers every connection or datagram to addr in ns with "name
 // <address the peer is seen with>".

@@ -270,7 +270,7 @@ func lock(root string) (unlock func() error, err error) {
 		holder, _ := io.ReadAll(io.LimitReader(f, 4096))
 		return nil, &LockedError{Root: root, Holder: strings.TrimSpace(string(holder))}
 	}
-	if err := f.Truncate(0); err == nil {
+	if err = f.Truncate(0); err == nil {
 		_, err = f.WriteAt(fmt.Appendf(nil, "PID %d: %s\n", os.Getpid(), strings.Join(os.Args, " ")), 0)
 	}
 	if err != nil {

@@ -88,3 +88,15 @@ func BenchmarkPodsParallel(b *testing.B) {
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "pods/s")
 	b.StopTimer()
 }
+
+// BenchmarkExec runs true in a container, one after the other.
+func BenchmarkExec(b *testing.B) {
+	w := newWorld(b)
+	p := w.pod("exec")
+	id := p.start("a", []string{"sleep", "1000"})
+	for b.Loop() {
+		if _, err := w.ExecSync(b.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

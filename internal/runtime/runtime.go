@@ -34,11 +34,13 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"golang.org/x/sys/unix"
 
 	"unipod.dev/unipod/internal/cgroup"
 	"unipod.dev/unipod/internal/cri"
 	"unipod.dev/unipod/internal/image"
 	"unipod.dev/unipod/internal/network"
+	"unipod.dev/unipod/internal/security/caps"
 )
 
 // Config is what a Runtime is made of. The Runtime uses the stores it is
@@ -76,7 +78,6 @@ type Runtime struct {
 
 	background sync.WaitGroup // watchers of pause processes
 	closing    chan struct{}
-	warned     sync.Map // warnings given once
 }
 
 var _ cri.Service = (*Runtime)(nil)
@@ -103,6 +104,9 @@ func Open(ctx context.Context, cfg Config) (*Runtime, error) {
 		containers: map[string]*container{},
 		names:      map[string]string{},
 		closing:    make(chan struct{}),
+	}
+	if caps.All()&(1<<unix.CAP_SYS_RESOURCE) == 0 {
+		r.log.Warn("without CAP_SYS_RESOURCE the kernel refuses to lower OOM scores and to raise resource limits; containers run without")
 	}
 	stream, err := newStreamServer(r, cfg.StreamAddr)
 	if err != nil {
@@ -239,12 +243,6 @@ func (r *Runtime) containersOf(sandboxID string) []*container {
 		}
 	}
 	return out
-}
-
-func (r *Runtime) warnOnce(key, msg string, args ...any) {
-	if _, again := r.warned.LoadOrStore(key, true); !again {
-		r.log.Warn(msg, args...)
-	}
 }
 
 // undo collects what to take back when a later step fails, in reverse.

@@ -29,7 +29,7 @@ if [ -z "${CRITEST_INSIDE:-}" ]; then
 	# the script follows from ours.
 	site=/etc/nginx/sites-available/default
 	if [ ! -e $site ]; then
-		mkdir -p $(dirname $site)
+		mkdir -p "$(dirname $site)"
 		printf 'server {\n\tlisten 80 default_server;\n\tlisten [::]:80 default_server;\n\troot /var/www/html;\n}\n' >$site
 	fi
 	"$images"

@@ -27,7 +27,7 @@ set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${UNIPOD_VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/unipod/vm}
-cgroup=2 memory=2048 timeout=900 tags= systemd=
+cgroup=2 memory=2048 timeout=900 tags='' systemd=''
 programs=() files=() environment=() kernelargs=()
 while getopts c:sx:f:b:e:a:m:t: option; do
 	case $option in
@@ -110,7 +110,7 @@ with_libraries() {
 }
 if [[ -n $systemd ]]; then
 	tree=$(flock "$cache" bash -c "$(declare -f fetch_systemd); set -e; cache='$cache' fetch_systemd")
-	rm -rf "$root"/{bin,sbin,lib}
+	rm -rf "${root:?}"/{bin,sbin,lib}
 	for dir in bin sbin lib lib64; do
 		mkdir -p "$root/usr/$dir"
 		ln -s "usr/$dir" "$root/$dir"
@@ -183,7 +183,7 @@ for variable in ${environment[@]+"${environment[@]}"}; do printf '%s\n' "$variab
 install -m 755 "$here/init" "$root/init"
 (cd "$root" && find . | busybox cpio -o -H newc -R 0:0 2>/dev/null) >"$work/initrd"
 
-accel=(-accel tcg,thread=multi -cpu max)
+accel=(-accel "tcg,thread=multi" -cpu max)
 [[ ${UNIPOD_VM_ACCEL:-tcg} != kvm ]] || accel=(-accel kvm -cpu host)
 # /tmp is ext4: a tmpfs of this kernel can't be mapped to other owners.
 truncate -s 8G "$work/disk"

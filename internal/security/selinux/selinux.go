@@ -61,7 +61,11 @@ func Labels(o *runtimeapi.SELinuxOption) (process, mount string, err error) {
 
 // Reserve takes the categories of a container that lives already, after a
 // restart of the node.
-func Reserve(process string) { selinux.ReserveLabel(process) }
+func Reserve(process string) {
+	// Refused is a label without categories, or with those of another
+	// container that lives as well: both are what the pod asked for.
+	_ = selinux.ReserveLabelV2(process)
+}
 
 // Release gives back a process label's categories.
 func Release(process string) { selinux.ReleaseLabel(process) }
