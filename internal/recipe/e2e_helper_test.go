@@ -77,8 +77,13 @@ func newMount(t testing.TB, fstype string, attrs int, options ...sys.Option) *os
 func bind(t testing.TB, path string) *os.File {
 	t.Helper()
 	f := keep(t, must(os.OpenFile(path, unix.O_PATH, 0)), nil)
-	m, err := sys.CloneTree(f, true)
-	return keep(t, m, err)
+	m := keep(t, must(sys.CloneTree(f, true)), nil)
+	// As the node does with every source: else what happens below it in the
+	// container would show on a host whose mounts are shared.
+	if err := sys.SetMountAttr(m, true, &unix.MountAttr{Propagation: unix.MS_PRIVATE}); err != nil {
+		t.Fatal(err)
+	}
+	return m
 }
 
 // applets are the commands of the image; all are busybox.

@@ -310,8 +310,15 @@ func (c *container) wire(spec *recipe.ContainerSpec, covered map[string]bool, de
 	if !covered["/dev"] && !covered["/dev/pts"] {
 		spec.Devpts = pts
 	}
-	if !c.config.Tty {
-		cio, child, err := newPipeIO(c.config.Stdin)
+	return c.streams(&spec.Process, pts, c.config.Tty, c.config.Stdin, open)
+}
+
+// streams makes the standard streams of a process of the container: pipes, or
+// a terminal of the container's devpts, of which the recipe also makes a
+// first process's /dev/console.
+func (c *container) streams(p *recipe.Process, pts *os.File, tty, stdin bool, open *closers) (*containerIO, error) {
+	if !tty {
+		cio, child, err := newPipeIO(stdin)
 		if err != nil {
 			return nil, err
 		}
@@ -322,8 +329,11 @@ func (c *container) wire(spec *recipe.ContainerSpec, covered map[string]bool, de
 				return nil, err
 			}
 		}
-		spec.Stdin, spec.Stdout, spec.Stderr = child.stdin, child.stdout, child.stderr
+		p.Stdin, p.Stdout, p.Stderr = child.stdin, child.stdout, child.stderr
 		return cio, nil
+	}
+	if pts == nil {
+		return nil, fmt.Errorf("the container has no /dev/pts to take a terminal from: %w", errdefs.ErrFailedPrecondition)
 	}
 	master, slave, err := device.OpenPTY(pts)
 	if err != nil {
@@ -331,8 +341,8 @@ func (c *container) wire(spec *recipe.ContainerSpec, covered map[string]bool, de
 	}
 	open.add(master.Close)
 	open.add(slave.Close)
-	spec.Terminal = true // the recipe makes /dev/console of it
-	spec.Stdin, spec.Stdout, spec.Stderr = slave, slave, slave
+	p.Terminal = true
+	p.Stdin, p.Stdout, p.Stderr = slave, slave, slave
 	return newTTYIO(master)
 }
 

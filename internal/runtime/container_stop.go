@@ -71,6 +71,11 @@ func (c *container) finish(code int32, at time.Time) {
 		if rec.StartedAt.IsZero() {
 			rec.StartedAt = rec.CreatedAt
 		}
+		// Its start is recorded when the start's answer is under way, which a
+		// short life may outrun.
+		if at.Before(rec.StartedAt) {
+			at = rec.StartedAt
+		}
 		rec.FinishedAt, rec.ExitCode, rec.Reason = at, code, reason
 	})
 	if err != nil {

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"unipod.dev/unipod/internal/device"
 	"unipod.dev/unipod/internal/pause"
 	"unipod.dev/unipod/internal/recipe"
 )
@@ -87,7 +86,10 @@ func (r *Runtime) exec(ctx context.Context, c *container, cmd []string, tty, std
 	}
 	open.add(func() error { place.close(); return nil })
 	spec.CgroupProcs = place.procs
-	cio, err := c.execIO(&spec.Process, pts, tty, stdin, &open)
+	if tty {
+		spec.Env = append(spec.Env, "TERM=xterm")
+	}
+	cio, err := c.streams(&spec.Process, pts, tty, stdin, &open)
 	if err != nil {
 		return nil, err
 	}
@@ -138,37 +140,6 @@ func dup(f *os.File) (*os.File, error) {
 		return nil, fmt.Errorf("duplicating %s: %w", f.Name(), err)
 	}
 	return os.NewFile(uintptr(fd), f.Name()), nil
-}
-
-func (c *container) execIO(p *recipe.Process, pts *os.File, tty, stdin bool, open *closers) (*containerIO, error) {
-	if !tty {
-		cio, child, err := newPipeIO(stdin)
-		if err != nil {
-			return nil, err
-		}
-		open.add(func() error { child.close(); return nil })
-		if c.sandbox.userNS() {
-			if err := c.own(child); err != nil {
-				cio.closeFiles()
-				return nil, err
-			}
-		}
-		p.Stdin, p.Stdout, p.Stderr = child.stdin, child.stdout, child.stderr
-		return cio, nil
-	}
-	if pts == nil {
-		return nil, fmt.Errorf("the container has no /dev/pts to take a terminal from: %w", errdefs.ErrFailedPrecondition)
-	}
-	master, slave, err := device.OpenPTY(pts)
-	if err != nil {
-		return nil, err
-	}
-	open.add(master.Close)
-	open.add(slave.Close)
-	p.Terminal = true
-	p.Stdin, p.Stdout, p.Stderr = slave, slave, slave
-	p.Env = append(p.Env, "TERM=xterm")
-	return newTTYIO(master)
 }
 
 // ExecSync implements cri.Runtime.

@@ -264,7 +264,6 @@ func (r *Runtime) imageVolume(ctx context.Context, c *container, m *runtimeapi.M
 			f.Close()
 		}
 	}()
-	var options []sys.Option
 	if len(lower) == 1 {
 		// Overlay wants two layers at least; an empty one changes nothing.
 		empty := filepath.Join(c.layer, "empty")
@@ -279,9 +278,8 @@ func (r *Runtime) imageVolume(ctx context.Context, c *container, m *runtimeapi.M
 			return nil, err
 		}
 		files = append(files, f)
-		options = append(options, sys.Option{Key: "lowerdir+", Value: sys.ProcPath(f)})
 	}
-	tree, err := sys.NewMount("overlay", unix.MOUNT_ATTR_RDONLY, options...)
+	tree, err := mountOverlay(r.cfg.Run, unix.MOUNT_ATTR_RDONLY, files, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -323,5 +321,14 @@ func subTree(tree *os.File, path, tmp string) (*os.File, error) {
 		return nil, err
 	}
 	defer f.Close()
-	return sys.CloneTree(f, false)
+	sub, err := sys.CloneTree(f, false)
+	if err != nil {
+		return nil, err
+	}
+	// Where the host's mounts are shared it became one of them.
+	if err := sys.SetMountAttr(sub, false, &unix.MountAttr{Propagation: unix.MS_PRIVATE}); err != nil {
+		sub.Close()
+		return nil, err
+	}
+	return sub, nil
 }

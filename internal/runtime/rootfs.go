@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -140,31 +139,56 @@ func (o *overlay) mount(tmp string) (*os.File, error) {
 	if o.label != "" {
 		options = append(options, sys.Option{Key: "context", Value: o.label})
 	}
+	return mountOverlay(tmp, 0, o.lower, options)
+}
+
+// mountOverlay makes a detached overlay of layers, topmost first.
+func mountOverlay(tmp string, attrs int, lower []*os.File, options []sys.Option) (*os.File, error) {
 	// lowerdir+ takes one layer at a time, so that their number isn't bounded
 	// by the length of an option (Linux 6.8).
 	var plus []sys.Option
-	for _, l := range o.lower {
+	for _, l := range lower {
 		plus = append(plus, sys.Option{Key: "lowerdir+", Value: sys.ProcPath(l)})
 	}
-	m, err := sys.NewMount("overlay", 0, append(plus, options...)...)
+	m, err := sys.NewMount("overlay", attrs, append(plus, options...)...)
 	if !errors.Is(err, unix.EINVAL) {
 		return m, err
 	}
-	old, oerr := o.mountOld(tmp, options)
+	old, oerr := mountOld(tmp, attrs, lower, options)
 	if oerr != nil {
 		return nil, errors.Join(err, oerr)
 	}
 	return old, nil
 }
 
-// mountOld mounts with mount(2) on a private directory and detaches the
-// result, for kernels without lowerdir+.
-func (o *overlay) mountOld(tmp string, options []sys.Option) (*os.File, error) {
-	var lower []string
-	for _, l := range o.lower {
-		lower = append(lower, sys.ProcPath(l))
+// mountOld is for kernels without lowerdir+. It mounts with mount(2) in a
+// place of its own and detaches the result.
+func mountOld(tmp string, attrs int, lower []*os.File, options []sys.Option) (_ *os.File, err error) {
+	dir, err := os.MkdirTemp(tmp, ".overlay-")
+	if err != nil {
+		return nil, err
 	}
-	data := "lowerdir=" + strings.Join(lower, ":")
+	defer os.Remove(dir)
+	// Nothing that happens here is to show elsewhere; and the overlay must
+	// not be shared, or it could not become a root directory (pivot_root(2)).
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=700,size=64k"); err != nil {
+		return nil, &os.PathError{Op: "mount tmpfs", Path: dir, Err: err}
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH) // with all that is below it
+	if err := unix.Mount("", dir, "", unix.MS_PRIVATE, ""); err != nil {
+		return nil, &os.PathError{Op: "making private", Path: dir, Err: err}
+	}
+	data := "lowerdir="
+	for i, l := range lower {
+		place, err := placeLayer(l, fmt.Sprintf("%s/%d", dir, i))
+		if err != nil {
+			return nil, err
+		}
+		if i > 0 {
+			data += ":"
+		}
+		data += place
+	}
 	for _, op := range options {
 		data += "," + op.Key
 		if op.Value != "" {
@@ -174,19 +198,43 @@ func (o *overlay) mountOld(tmp string, options []sys.Option) (*os.File, error) {
 	if len(data) >= os.Getpagesize() {
 		return nil, fmt.Errorf("%d layers are more than this kernel's overlay takes (Linux 6.8 takes any number)", len(lower))
 	}
-	dir, err := os.MkdirTemp(tmp, ".overlay-")
-	if err != nil {
+	merged := dir + "/m"
+	if err := os.Mkdir(merged, 0o700); err != nil {
 		return nil, err
 	}
-	defer os.Remove(dir)
-	if err := unix.Mount("overlay", dir, "overlay", 0, data); err != nil {
-		return nil, &os.PathError{Op: "mount overlay", Path: dir, Err: err}
+	if err := unix.Mount("overlay", merged, "overlay", 0, data); err != nil {
+		return nil, &os.PathError{Op: "mount overlay", Path: merged, Err: err}
 	}
-	defer unix.Unmount(dir, unix.MNT_DETACH)
-	f, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	f, err := os.OpenFile(merged, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return sys.CloneTree(f, false)
+	m, err := sys.CloneTree(f, false)
+	if err != nil {
+		return nil, err
+	}
+	if attrs != 0 {
+		if err := sys.SetMountAttr(m, false, &unix.MountAttr{Attr_set: uint64(attrs)}); err != nil {
+			m.Close()
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// placeLayer gives a layer a path that mount(2) takes. A detached mount (of
+// mapped owners) has none before Linux 6.15: it is attached at place.
+func placeLayer(l *os.File, place string) (string, error) {
+	if err := os.Mkdir(place, 0o700); err != nil {
+		return "", err
+	}
+	err := unix.MoveMount(int(l.Fd()), "", unix.AT_FDCWD, place, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	if errors.Is(err, unix.EINVAL) {
+		return sys.ProcPath(l), nil // no mount, but a directory
+	}
+	if err != nil {
+		return "", &os.PathError{Op: "move_mount", Path: place, Err: err}
+	}
+	return place, nil
 }

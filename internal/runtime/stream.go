@@ -63,15 +63,23 @@ func (s *streamServer) close() error {
 	return err
 }
 
-// Exec implements cri.Runtime.
-func (r *Runtime) Exec(ctx context.Context, req *runtimeapi.ExecRequest) (_ *runtimeapi.ExecResponse, err error) {
-	defer toGRPC(&err)
-	c, err := r.container(req.GetContainerId())
+// running finds a container that runs.
+func (r *Runtime) running(id string) (*container, error) {
+	c, err := r.container(id)
 	if err != nil {
 		return nil, err
 	}
 	if st := c.state(); st != runtimeapi.ContainerState_CONTAINER_RUNNING {
-		return nil, fmt.Errorf("container %q is in %s state", c.id, st)
+		return nil, fmt.Errorf("container %q is in %s state: %w", c.id, st, errdefs.ErrFailedPrecondition)
+	}
+	return c, nil
+}
+
+// Exec implements cri.Runtime.
+func (r *Runtime) Exec(ctx context.Context, req *runtimeapi.ExecRequest) (_ *runtimeapi.ExecResponse, err error) {
+	defer toGRPC(&err)
+	if _, err := r.running(req.GetContainerId()); err != nil {
+		return nil, err
 	}
 	return r.stream.GetExec(req)
 }
@@ -79,12 +87,8 @@ func (r *Runtime) Exec(ctx context.Context, req *runtimeapi.ExecRequest) (_ *run
 // Attach implements cri.Runtime.
 func (r *Runtime) Attach(ctx context.Context, req *runtimeapi.AttachRequest) (_ *runtimeapi.AttachResponse, err error) {
 	defer toGRPC(&err)
-	c, err := r.container(req.GetContainerId())
-	if err != nil {
+	if _, err := r.running(req.GetContainerId()); err != nil {
 		return nil, err
-	}
-	if st := c.state(); st != runtimeapi.ContainerState_CONTAINER_RUNNING {
-		return nil, fmt.Errorf("container %q is in %s state", c.id, st)
 	}
 	return r.stream.GetAttach(req)
 }
