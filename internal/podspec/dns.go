@@ -48,8 +48,8 @@ func ParseResolvConf(r io.Reader) (*runtimeapi.DNSConfig, error) {
 			dns.Searches = nil
 			for _, s := range fields[1:] {
 				// The same domain with and without its final dot counts once.
-				if s != "." {
-					dns.Searches = append(dns.Searches, strings.TrimSuffix(s, "."))
+				if s = strings.TrimSuffix(s, "."); s != "" && s != "." {
+					dns.Searches = append(dns.Searches, s)
 				}
 			}
 		case "options":

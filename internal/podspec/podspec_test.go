@@ -297,6 +297,7 @@ func TestParseResolvConf(t *testing.T) {
 
 func FuzzParseResolvConf(f *testing.F) {
 	f.Add("nameserver 1.1.1.1\nsearch a. .\noptions a:1 a:2 b\n")
+	f.Add("search ..")
 	f.Fuzz(func(t *testing.T, text string) {
 		dns, err := ParseResolvConf(strings.NewReader(text))
 		if err != nil {
