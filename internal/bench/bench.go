@@ -91,10 +91,11 @@ func Measure(ctx context.Context, s Subject, o Options) (f *Figures, err error) 
 	if _, err := m.pod(ctx, "warm"); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", s.Name, err), m.sweep(context.WithoutCancel(ctx)))
 	}
+	// Memory first: later the runtime has grown already, for pods that are gone.
 	for _, part := range []struct {
 		name string
 		do   func(context.Context, *Figures) error
-	}{{"phases", m.phases}, {"pods per second", m.burst}, {"memory", m.memory}, {"pull", m.pull}} {
+	}{{"memory", m.memory}, {"phases", m.phases}, {"pods per second", m.burst}, {"pull", m.pull}} {
 		if perr := part.do(ctx, f); perr != nil {
 			f.Failed = append(f.Failed, part.name+": "+perr.Error())
 			if serr := m.sweep(context.WithoutCancel(ctx)); serr != nil {

@@ -28,7 +28,7 @@ type benchFlags struct {
 }
 
 func newBench(g *global) *cobra.Command {
-	f := benchFlags{opts: bench.Options{Pods: 50, Burst: 100, Parallel: 8, Hold: 20, Image: bench.ImageName, Pulls: 3}}
+	f := benchFlags{opts: bench.Options{Pods: 50, Burst: 100, Parallel: 8, Hold: 100, Image: bench.ImageName, Pulls: 3}}
 	cmd := &cobra.Command{
 		Use:   "bench",
 		Short: "Measure how fast pods are on this machine",
