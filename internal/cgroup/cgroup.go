@@ -214,6 +214,16 @@ func (g *Group) Child(id string) (*Group, error) {
 // Path is where the group is below the root of every hierarchy.
 func (g *Group) Path() string { return g.path }
 
+// Ours says whether the pod's group is below the Hierarchy's root, where
+// nobody else limits pods. Elsewhere a kubelet does, in the group above.
+func (g *Group) Ours() bool {
+	root, err := cleanParent(g.h.root)
+	if g.h.driver == DriverSystemd {
+		root, err = expandSlice(g.h.root)
+	}
+	return err == nil && (g.base == root || strings.HasPrefix(g.base, root+"/"))
+}
+
 // Paths is the group's directory by controller ("" is cgroup2's hierarchy),
 // of those that exist.
 func (g *Group) Paths() map[string]string {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
@@ -104,9 +105,25 @@ func linuxSandbox(node *Node, pod *v1.Pod, o SandboxOptions) (*runtimeapi.LinuxP
 	}, nil
 }
 
+// sandboxResources is what the pod as a whole may use. The runtime makes the
+// pod's cgroup of it, so a resource is limited only where every container, or
+// the pod itself, has a limit: the rule of kubelet's own pod cgroups
+// (ResourceConfigForPod in pkg/kubelet/cm). The sum that kubelet tells its
+// runtime instead would let one limited container throttle the others.
 func sandboxResources(node *Node, pod *v1.Pod) *runtimeapi.LinuxContainerResources {
 	opts := resourcehelper.PodResourcesOptions{ExcludeOverhead: true}
 	requests, limits := resourcehelper.PodRequests(pod, opts), resourcehelper.PodLimits(pod, opts)
+	for _, name := range []v1.ResourceName{v1.ResourceCPU, v1.ResourceMemory} {
+		if r := pod.Spec.Resources; r != nil {
+			if _, ok := r.Limits[name]; ok {
+				continue
+			}
+		}
+		unlimited := func(c v1.Container) bool { q := c.Resources.Limits[name]; return q.IsZero() }
+		if slices.ContainsFunc(pod.Spec.Containers, unlimited) || slices.ContainsFunc(pod.Spec.InitContainers, unlimited) {
+			delete(limits, name)
+		}
+	}
 	cpu := limits.Cpu()
 	if r, ok := requests[v1.ResourceCPU]; ok {
 		cpu = &r

@@ -123,7 +123,7 @@ func (r *Runtime) startSandbox(ctx context.Context, s *sandbox) (err error) {
 		return err
 	}
 	fault.Point("sandbox.recorded")
-	if err := s.group.Create(podResources(s.config)); err != nil {
+	if err := s.group.Create(s.resources(s.config.GetLinux().GetResources(), s.config.GetLinux().GetOverhead())); err != nil {
 		return err
 	}
 	fault.Point("sandbox.cgroup")
@@ -181,11 +181,14 @@ func (r *Runtime) startSandbox(ctx context.Context, s *sandbox) (err error) {
 	return nil
 }
 
-// podResources are the limits of the pod as a whole: its own and what
-// running it costs.
-func podResources(config *runtimeapi.PodSandboxConfig) cgroup.Resources {
-	res := cgroup.FromCRI(config.GetLinux().GetResources())
-	over := config.GetLinux().GetOverhead()
+// resources are the limits of the pod as a whole: its own and what running it
+// costs. A kubelet has set them on the group it named as parent; what it tells
+// the runtime is a sum over containers that may have no limit, not a limit.
+func (s *sandbox) resources(own, over *runtimeapi.LinuxContainerResources) cgroup.Resources {
+	if !s.group.Ours() {
+		return cgroup.Resources{}
+	}
+	res := cgroup.FromCRI(own)
 	if over.GetMemoryLimitInBytes() > 0 && res.Memory > 0 {
 		res.Memory += over.MemoryLimitInBytes
 		res.MemorySwap += over.MemoryLimitInBytes

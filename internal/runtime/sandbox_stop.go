@@ -158,8 +158,7 @@ func (r *Runtime) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi
 	if _, err := s.live(); err != nil {
 		return nil, err
 	}
-	config := &runtimeapi.PodSandboxConfig{Linux: &runtimeapi.LinuxPodSandboxConfig{Resources: req.Resources, Overhead: req.Overhead}}
-	if err := s.group.Update(podResources(config)); err != nil {
+	if err := s.group.Update(s.resources(req.Resources, req.Overhead)); err != nil {
 		return nil, err
 	}
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil

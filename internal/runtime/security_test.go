@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -302,5 +303,52 @@ func TestDevices(t *testing.T) {
 	}
 	if err == nil || !strings.Contains(err.Error(), "/dev/no-such") {
 		t.Errorf("a device that isn't there: %v", err)
+	}
+}
+
+// A pod's own limits are applied where nobody else sets them; below a parent
+// of a kubelet's they are that kubelet's.
+func TestPodLimits(t *testing.T) {
+	w := newWorld(t)
+	for _, tc := range []struct {
+		name, parent, want string
+	}{
+		{"ours", "", "67108864"},
+		{"kubelets", "/unipod-test-kubepods-" + filepath.Base(filepath.Dir(w.cfg.Root)), "unlimited"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := w.pod(tc.name, func(c *runtimeapi.PodSandboxConfig) {
+				c.Linux.CgroupParent = tc.parent
+				c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20}
+			})
+			s, err := w.sandbox(p.id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			st, err := s.group.Stats()
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := "unlimited"
+			if st.Memory.Limit != 0 {
+				got = strconv.FormatUint(st.Memory.Limit, 10)
+			}
+			if got != tc.want {
+				t.Errorf("memory limit %s, want %s", got, tc.want)
+			}
+			w.clear()
+			for _, dir := range s.group.Paths() {
+				t.Errorf("left: %s", dir)
+			}
+			if tc.parent != "" {
+				for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+					os.Remove(root + tc.parent)
+				}
+				dirs, _ := filepath.Glob("/sys/fs/cgroup/*" + tc.parent)
+				for _, d := range dirs {
+					os.Remove(d)
+				}
+			}
+		})
 	}
 }
