@@ -5,6 +5,9 @@ set -euo pipefail
 unipod=$1
 shift
 dir=$(mktemp -d -p /var/tmp unipod-bench-XXXXXX)
-run=$(mktemp -d -p /run unipod-bench-XXXXXX)
+# As on most machines, what a reboot ends is in memory.
+memory=/run
+[ "$(stat -fc %T /run)" = tmpfs ] || memory=/dev/shm
+run=$(mktemp -d -p $memory unipod-bench-XXXXXX)
 trap 'rm -rf "$dir" "$run"' EXIT
 "$unipod" --root "$dir" --run "$run" bench "$@"
