@@ -99,7 +99,7 @@ push() {
 		\"mediaType\":\"application/vnd.oci.image.manifest.v1+json\",
 		\"config\":${blobs[0]}config.v1+json\"},\"layers\":[${blobs[1]}layer.v1.tar\"}]}" "$base/manifests/1"
 }
-unipod serve --only cri --cgroup-parent "/$(basename "$work")" >"$work/serve.log" 2>&1 &
+"$unipod" --root "$work/root" --run "$work/run" serve --only cri --cgroup-parent "/$(basename "$work")" >"$work/serve.log" 2>&1 &
 pids+=($!)
 until_ok test -S "$work/run/cri.sock"
 until_ok crictl version
