@@ -12,9 +12,9 @@ packages_for() {
 	demo) echo gcc libc6-dev make busybox-static ;;
 	# docker-registry is the real registry the image tests pull from; the
 	# cross compiler and qemu run pause's tests as an arm64 machine would.
-	test) echo gcc libc6-dev make busybox-static docker-registry iproute2 nftables procps gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static ;;
+	test) echo gcc libc6-dev make busybox-static docker-registry iproute2 nftables procps jq curl gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static ;;
 	fuzz) echo clang libclang-rt-14-dev ;;
-	cri) echo jq util-linux ;;
+	cri) echo jq curl util-linux ;;
 	lint) echo shellcheck ;;
 	*)
 		echo "deps.sh: unknown task $1 (build, arm64, demo, test, fuzz, cri, lint)" >&2

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"unipod.dev/unipod/internal/crilog"
@@ -61,6 +62,21 @@ func (r *Runtime) reconcile(ctx context.Context) error {
 // sweepUnrecorded removes the directories of what was killed before its
 // record was written: nothing else of it exists.
 func (r *Runtime) sweepUnrecorded() error {
+	// Places where a mount was prepared by a node that was killed over it.
+	for _, pattern := range []string{".overlay-*", ".image-*"} {
+		places, err := filepath.Glob(filepath.Join(r.cfg.Run, pattern))
+		if err != nil {
+			return err
+		}
+		for _, place := range places {
+			if err := unix.Unmount(place, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+				return &os.PathError{Op: "umount", Path: place, Err: err}
+			}
+			if err := os.Remove(place); err != nil {
+				return err
+			}
+		}
+	}
 	for _, kind := range []string{"sandboxes", "containers"} {
 		dir := filepath.Join(r.cfg.Run, kind)
 		entries, err := os.ReadDir(dir)

@@ -106,7 +106,7 @@ func Open(ctx context.Context, cfg Config) (*Runtime, error) {
 		closing:    make(chan struct{}),
 	}
 	if caps.All()&(1<<unix.CAP_SYS_RESOURCE) == 0 {
-		r.log.Warn("without CAP_SYS_RESOURCE the kernel refuses to lower OOM scores and to raise resource limits; containers run without")
+		r.log.Info("without CAP_SYS_RESOURCE the kernel refuses to lower OOM scores and to raise resource limits; containers run without")
 	}
 	stream, err := newStreamServer(r, cfg.StreamAddr)
 	if err != nil {

@@ -187,10 +187,16 @@ func (s *sandbox) forget(conn *pause.Conn, id string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	if err := conn.Release(ctx, id); err != nil {
+		s.mu.Lock()
+		stops := s.stops
+		s.mu.Unlock()
 		select {
 		case <-conn.Done():
 		case <-s.r.closing:
 		default:
+			if stops {
+				return // pause is being ended, and what it kept with it
+			}
 			s.r.log.Warn("releasing an ended process", "sandbox", s.id, "id", id, "error", err)
 		}
 	}

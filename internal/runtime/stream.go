@@ -15,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+	"k8s.io/apiserver/pkg/util/proxy"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
@@ -47,7 +48,7 @@ func newStreamServer(r *Runtime, addr string) (*streamServer, error) {
 		return nil, fmt.Errorf("streaming server: %w", err)
 	}
 	s := &streamServer{Server: srv, listener: l, done: make(chan struct{})}
-	s.http = &http.Server{Handler: srv, ReadHeaderTimeout: 10 * time.Second}
+	s.http = &http.Server{Handler: withWebSockets(srv, cfg.Addr), ReadHeaderTimeout: 10 * time.Second}
 	go func() {
 		defer close(s.done)
 		if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -81,7 +82,12 @@ func (r *Runtime) Exec(ctx context.Context, req *runtimeapi.ExecRequest) (_ *run
 	if _, err := r.running(req.GetContainerId()); err != nil {
 		return nil, err
 	}
-	return r.stream.GetExec(req)
+	resp, err := r.stream.GetExec(req)
+	if err != nil {
+		return nil, err
+	}
+	resp.Url, err = streamOptions(resp.Url, proxy.Options{Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr, Tty: req.Tty})
+	return resp, err
 }
 
 // Attach implements cri.Runtime.
@@ -90,7 +96,12 @@ func (r *Runtime) Attach(ctx context.Context, req *runtimeapi.AttachRequest) (_ 
 	if _, err := r.running(req.GetContainerId()); err != nil {
 		return nil, err
 	}
-	return r.stream.GetAttach(req)
+	resp, err := r.stream.GetAttach(req)
+	if err != nil {
+		return nil, err
+	}
+	resp.Url, err = streamOptions(resp.Url, proxy.Options{Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr, Tty: req.Tty})
+	return resp, err
 }
 
 // PortForward implements cri.Runtime.

@@ -31,6 +31,10 @@ var (
 	overSPDY = protocol{"SPDY", func(c *rest.Config, u *url.URL) (remotecommand.Executor, error) {
 		return remotecommand.NewSPDYExecutor(c, "POST", u)
 	}}
+	// v5 has a half-close; v4 is what the streaming library itself speaks.
+	overWebSocket5 = protocol{"WebSocket v5", func(c *rest.Config, u *url.URL) (remotecommand.Executor, error) {
+		return remotecommand.NewWebSocketExecutor(c, "GET", u.String())
+	}}
 	overWebSocket = protocol{"WebSocket", func(c *rest.Config, u *url.URL) (remotecommand.Executor, error) {
 		return remotecommand.NewWebSocketExecutorForProtocols(c, "GET", u.String(), "v4.channel.k8s.io")
 	}}
@@ -98,7 +102,7 @@ func (b *buffer) wait(t *testing.T, text string) {
 func TestExecStream(t *testing.T) {
 	n := newNode(t)
 	_, id := n.mustStart("sleep 1000")
-	for _, p := range []protocol{overSPDY, overWebSocket} {
+	for _, p := range []protocol{overSPDY, overWebSocket5, overWebSocket} {
 		t.Run(p.name, func(t *testing.T) {
 			exec := func(ctx context.Context, req *runtimeapi.ExecRequest, o remotecommand.StreamOptions) error {
 				req.ContainerId = id
@@ -207,7 +211,7 @@ func (n *node) alone(t *testing.T, id string) {
 
 func TestAttachStream(t *testing.T) {
 	n := newNode(t)
-	for _, p := range []protocol{overSPDY, overWebSocket} {
+	for _, p := range []protocol{overSPDY, overWebSocket5, overWebSocket} {
 		t.Run(p.name, func(t *testing.T) {
 			_, id := n.mustStart("while read l; do echo got $l; echo err $l >&2; [ $l = end ] && exit 2; done", func(c *runtimeapi.ContainerConfig) { c.Stdin = true })
 			ctx, cancel := context.WithCancel(t.Context())
