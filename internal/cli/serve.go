@@ -20,6 +20,7 @@ import (
 type serveFlags struct {
 	only, manifests, bridge, ipv4, ipv6, cni string
 	cgroupDriver, cgroupParent               string
+	streamAddress, streamCert, streamKey     string
 }
 
 func newServe(g *global) *cobra.Command {
@@ -58,6 +59,9 @@ pause, and the next unipod serve adopts them.`,
 	fl.StringVar(&f.cni, "cni", "", "leave the network to the CNI configuration in this directory")
 	fl.StringVar(&f.cgroupDriver, "cgroup-driver", "", "cgroupfs or systemd (default: as the machine is managed)")
 	fl.StringVar(&f.cgroupParent, "cgroup-parent", "", "control group of pods that name none")
+	fl.StringVar(&f.streamAddress, "stream-address", "", "address that exec, attach and port-forward are served on (default 127.0.0.1, any port)")
+	fl.StringVar(&f.streamCert, "stream-tls-cert", "", "certificate (PEM) to serve them with over TLS")
+	fl.StringVar(&f.streamKey, "stream-tls-key", "", "and its key")
 	return cmd
 }
 
@@ -71,6 +75,7 @@ func (g *global) serve(cmd *cobra.Command, f serveFlags) (err error) {
 	cfg := g.nodeConfig()
 	cfg.Bridge, cfg.IPv4, cfg.IPv6, cfg.CNI = f.bridge, f.ipv4, f.ipv6, f.cni
 	cfg.CgroupDriver, cfg.CgroupParent = f.cgroupDriver, f.cgroupParent
+	cfg.StreamAddr, cfg.StreamCert, cfg.StreamKey = f.streamAddress, f.streamCert, f.streamKey
 	n, err := node.Open(ctx, cfg)
 	if err != nil {
 		return err

@@ -60,6 +60,8 @@ type Config struct {
 	CgroupParent string // of pods that name none
 
 	StreamAddr string // of exec, attach and port-forward; default 127.0.0.1:0
+	// StreamCert and StreamKey are PEM files; with them these are over TLS.
+	StreamCert, StreamKey string
 
 	Images image.Config // Root and Run are set from above
 
@@ -173,7 +175,8 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	n.local.runtime, err = runtime.Open(ctx, runtime.Config{
 		Root: cfg.Root, Run: cfg.Run,
 		Images: n.local.store, Network: n.local.network, Cgroups: groups,
-		StreamAddr: cfg.StreamAddr, SeccompProfileRoot: filepath.Join(cfg.Root, "seccomp"), Log: cfg.Log,
+		StreamAddr: cfg.StreamAddr, StreamCert: cfg.StreamCert, StreamKey: cfg.StreamKey,
+		SeccompProfileRoot: filepath.Join(cfg.Root, "seccomp"), Log: cfg.Log,
 	})
 	if err != nil {
 		return nil, err

@@ -56,6 +56,9 @@ type Config struct {
 	// StreamAddr is the loopback address that exec, attach and port-forward
 	// are served on; "" means 127.0.0.1:0.
 	StreamAddr string
+	// StreamCert and StreamKey are PEM files; with them the streams are served
+	// over TLS.
+	StreamCert, StreamKey string
 	// SeccompProfileRoot is where Localhost profiles are looked up when the
 	// request names no absolute path.
 	SeccompProfileRoot string
@@ -108,7 +111,7 @@ func Open(ctx context.Context, cfg Config) (*Runtime, error) {
 	if caps.All()&(1<<unix.CAP_SYS_RESOURCE) == 0 {
 		r.log.Info("without CAP_SYS_RESOURCE the kernel refuses to lower OOM scores and to raise resource limits; containers run without")
 	}
-	stream, err := newStreamServer(r, cfg.StreamAddr)
+	stream, err := newStreamServer(r, cfg)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -31,7 +32,8 @@ type streamServer struct {
 	done     chan struct{}
 }
 
-func newStreamServer(r *Runtime, addr string) (*streamServer, error) {
+func newStreamServer(r *Runtime, rc Config) (*streamServer, error) {
+	addr := rc.StreamAddr
 	if addr == "" {
 		addr = "127.0.0.1:0"
 	}
@@ -42,13 +44,24 @@ func newStreamServer(r *Runtime, addr string) (*streamServer, error) {
 	cfg := streaming.DefaultConfig
 	cfg.Addr = l.Addr().String()
 	cfg.BaseURL = &url.URL{Scheme: "http", Host: cfg.Addr}
+	if rc.StreamCert != "" || rc.StreamKey != "" {
+		pair, err := tls.LoadX509KeyPair(rc.StreamCert, rc.StreamKey)
+		if err != nil {
+			l.Close()
+			return nil, fmt.Errorf("certificate of the streaming server: %w", err)
+		}
+		// HTTP/1.1 only: an upgrade is not of HTTP/2.
+		cfg.TLSConfig = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
+		cfg.BaseURL.Scheme = "https"
+		l = tls.NewListener(l, cfg.TLSConfig)
+	}
 	srv, err := streaming.NewServer(cfg, streamRuntime{r})
 	if err != nil {
 		l.Close()
 		return nil, fmt.Errorf("streaming server: %w", err)
 	}
 	s := &streamServer{Server: srv, listener: l, done: make(chan struct{})}
-	s.http = &http.Server{Handler: withWebSockets(srv, cfg.Addr), ReadHeaderTimeout: 10 * time.Second}
+	s.http = &http.Server{Handler: withWebSockets(srv, cfg.BaseURL), ReadHeaderTimeout: 10 * time.Second}
 	go func() {
 		defer close(s.done)
 		if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {

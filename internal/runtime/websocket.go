@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"crypto/tls"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -39,20 +40,22 @@ func (refusal) Error(w http.ResponseWriter, _ *http.Request, err error) {
 	http.Error(w, err.Error(), http.StatusBadGateway)
 }
 
-// withWebSockets serves what next doesn't speak, at the address host.
-func withWebSockets(next http.Handler, host string) http.Handler {
+// withWebSockets serves what next doesn't speak; base is where next is served.
+func withWebSockets(next http.Handler, base *url.URL) http.Handler {
+	// To ourselves, whom we need not prove who we are.
+	self := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		location := &url.URL{Scheme: "http", Host: host, Path: req.URL.Path}
+		location := &url.URL{Scheme: base.Scheme, Host: base.Host, Path: req.URL.Path}
 		switch {
 		case wsstream.IsWebSocketRequestWithTunnelingProtocol(req):
-			upgrade := utilproxy.NewUpgradeAwareHandler(location, http.DefaultTransport, false, true, refusal{})
+			upgrade := utilproxy.NewUpgradeAwareHandler(location, self, false, true, refusal{})
 			proxy.NewTunnelingHandler(upgrade).ServeHTTP(w, req)
 		case wsstream.IsWebSocketRequestWithStreamCloseProtocol(req):
 			on := func(name string) bool {
 				v, _ := strconv.ParseBool(req.URL.Query().Get(name))
 				return v
 			}
-			proxy.NewStreamTranslatorHandler(location, http.DefaultTransport, 0, proxy.Options{
+			proxy.NewStreamTranslatorHandler(location, self, 0, proxy.Options{
 				Stdin: on("stdin"), Stdout: on("stdout"), Stderr: on("stderr"), Tty: on("tty"),
 			}).ServeHTTP(w, req)
 		default:

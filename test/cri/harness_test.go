@@ -70,6 +70,7 @@ const image = "localhost/unipod-demo:1"
 
 // node is `unipod serve --only cri` on directories of its own.
 type node struct {
+	serve []string // further flags of serve
 	cri.Service
 	t         *testing.T
 	root, run string
@@ -79,14 +80,14 @@ type node struct {
 	serial    atomic.Int64
 }
 
-func newNode(t *testing.T) *node {
+func newNode(t *testing.T, serve ...string) *node {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "uc") // unix sockets' paths are bounded
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	n := &node{t: t, root: filepath.Join(dir, "r"), run: filepath.Join(dir, "n")}
+	n := &node{t: t, serve: serve, root: filepath.Join(dir, "r"), run: filepath.Join(dir, "n")}
 	tar := filepath.Join(dir, "image.tar")
 	if out, err := exec.Command("../../examples/demo/image.sh", image, tar).CombinedOutput(); err != nil {
 		t.Fatalf("making the image: %v\n%s", err, out)
@@ -123,7 +124,7 @@ func (n *node) socket() string { return filepath.Join(n.run, "cri.sock") }
 
 func (n *node) start() {
 	n.t.Helper()
-	n.cmd = n.command("serve", "--only", "cri", "--cgroup-parent", "/"+filepath.Base(filepath.Dir(n.root)))
+	n.cmd = n.command(append([]string{"serve", "--only", "cri", "--cgroup-parent", "/" + filepath.Base(filepath.Dir(n.root))}, n.serve...)...)
 	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
 	if err := n.cmd.Start(); err != nil {
 		n.t.Fatal(err)

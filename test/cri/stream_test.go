@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -18,6 +21,7 @@ import (
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
 	"k8s.io/client-go/transport/spdy"
+	certutil "k8s.io/client-go/util/cert"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -46,7 +50,7 @@ func (p protocol) stream(ctx context.Context, t *testing.T, to string, o remotec
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, err := p.make(&rest.Config{Host: u.Scheme + "://" + u.Host}, u)
+	e, err := p.make(&rest.Config{Host: u.Scheme + "://" + u.Host, TLSClientConfig: rest.TLSClientConfig{CAFile: caFile}}, u)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,4 +315,35 @@ func pausePID(t *testing.T, info string) int {
 		t.Fatalf("no PID in %s: %v", info, err)
 	}
 	return rec.PausePID
+}
+
+// caFile is the certificate that streams are checked with, "" for none.
+var caFile string
+
+func TestStreamTLS(t *testing.T) {
+	dir := t.TempDir()
+	cert, key, err := certutil.GenerateSelfSignedCertKey("127.0.0.1", []net.IP{net.IPv4(127, 0, 0, 1)}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certFile, keyFile := filepath.Join(dir, "cert"), filepath.Join(dir, "key")
+	for file, b := range map[string][]byte{certFile: cert, keyFile: key} {
+		if err := os.WriteFile(file, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	caFile = certFile
+	t.Cleanup(func() { caFile = "" })
+	n := newNode(t, "--stream-tls-cert", certFile, "--stream-tls-key", keyFile)
+	_, id := n.mustStart("sleep 1000")
+	for _, p := range []protocol{overSPDY, overWebSocket5, overWebSocket} {
+		resp, err := n.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"echo", "secret"}, Stdout: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out buffer
+		if err := p.stream(t.Context(), t, resp.Url, remotecommand.StreamOptions{Stdout: &out}); err != nil || out.String() != "secret\n" || !strings.HasPrefix(resp.Url, "https://") {
+			t.Errorf("%s at %s: %v, %q", p.name, resp.Url, err, out.String())
+		}
+	}
 }
