@@ -74,6 +74,10 @@ func (t *tail) read() ([]Line, bool, error) {
 		if err != nil {
 			return lines, false, err
 		}
+		if opened, err := f.Stat(); err != nil || !os.SameFile(opened, next.info) {
+			f.Close()
+			continue // rotated meanwhile: this is a later one
+		}
 		t.close()
 		t.file, t.restart, t.unread = f, next.restart, nil
 	}
@@ -149,24 +153,33 @@ func (t *tail) advance() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	for _, name := range names {
-		f, err := openLog(filepath.Join(t.dir, name))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // renamed meanwhile; its new name is for the next look
-		}
+	if len(names) == 0 {
+		return false, nil
+	}
+	f, err := openLog(filepath.Join(t.dir, names[0]))
+	if errors.Is(err, fs.ErrNotExist) {
+		return t.advance() // rotated or removed meanwhile
+	}
+	if err != nil {
+		return false, err
+	}
+	now, err := t.files(restarts[0])
+	if err != nil || len(now) == 0 || now[0] != names[0] {
+		f.Close()
 		if err != nil {
 			return false, err
 		}
-		t.file, t.restart = f, restarts[0]
-		return true, nil
+		return t.advance() // rotated meanwhile: what was opened may be a later one
 	}
-	return false, nil
+	t.file, t.restart = f, restarts[0]
+	return true, nil
 }
 
 // A next is the file that follows another.
 type next struct {
 	name    string
 	restart int
+	info    fs.FileInfo // of the file that is meant, whatever has its name now
 }
 
 // successor finds the file that follows the current one. A rotation's new
@@ -177,10 +190,27 @@ func (t *tail) successor() (*next, error) {
 	if err != nil {
 		return nil, err
 	}
-	names, err := t.files(t.restart)
-	if err != nil {
-		return nil, err
+	for {
+		names, err := t.files(t.restart)
+		if err != nil {
+			return nil, err
+		}
+		found, err := t.after(current, names)
+		if err != nil {
+			return nil, err
+		}
+		// A rotation while we looked gives a later file the name of the one
+		// that is meant; it also adds a name.
+		again, err := t.files(t.restart)
+		if err != nil || slices.Equal(names, again) {
+			return found, err
+		}
 	}
+}
+
+// after finds what follows the current file, of whose restart names are the
+// files.
+func (t *tail) after(current fs.FileInfo, names []string) (*next, error) {
 	at := slices.IndexFunc(names, func(name string) bool {
 		info, err := os.Lstat(filepath.Join(t.dir, name))
 		return err == nil && os.SameFile(info, current)
@@ -193,7 +223,7 @@ func (t *tail) successor() (*next, error) {
 	}
 	for _, name := range names {
 		if info, err := os.Lstat(filepath.Join(t.dir, name)); err == nil && info.Size() > 0 {
-			return &next{name, t.restart}, nil
+			return &next{name, t.restart, info}, nil
 		}
 	}
 	restarts, err := t.restarts()
@@ -208,8 +238,11 @@ func (t *tail) successor() (*next, error) {
 		if err != nil {
 			return nil, err
 		}
-		if len(names) > 0 {
-			return &next{names[0], r}, nil
+		if len(names) == 0 {
+			continue
+		}
+		if info, err := os.Lstat(filepath.Join(t.dir, names[0])); err == nil {
+			return &next{names[0], r, info}, nil
 		}
 	}
 	return nil, nil
