@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -39,6 +40,16 @@ func (r *Runtime) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	if err != nil {
 		return nil, fmt.Errorf("failed to resolve image %q: %w", config.Image.Image, err)
 	}
+	recorded, err := marshalConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	var resources json.RawMessage
+	if res := config.GetLinux().GetResources(); res != nil {
+		if resources, err = marshalConfig(res); err != nil {
+			return nil, err
+		}
+	}
 	id := newID()
 	name := containerName(config.Metadata, s.config.Metadata)
 	if err := r.reserve("container", name, id); err != nil {
@@ -48,7 +59,8 @@ func (r *Runtime) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 		Version:     recordVersion,
 		ID:          id,
 		SandboxID:   s.id,
-		Config:      marshalConfig(config),
+		Config:      recorded,
+		Resources:   resources,
 		ImageID:     img.ID,
 		ImageRef:    imageRef(img),
 		ImageConfig: img.Spec.Config,
@@ -56,9 +68,6 @@ func (r *Runtime) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	}
 	if config.LogPath != "" && s.config.LogDirectory != "" {
 		rec.LogPath = filepath.Join(s.config.LogDirectory, config.LogPath)
-	}
-	if res := config.GetLinux().GetResources(); res != nil {
-		rec.Resources = marshalConfig(res)
 	}
 	c := newContainer(r, s, rec, config)
 	if err := r.makeContainer(ctx, c, img); err != nil {

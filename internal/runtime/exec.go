@@ -25,7 +25,6 @@ const maxSyncOutput = 16 << 20
 
 // execProcess is a process being executed in a running container.
 type execProcess struct {
-	id   string
 	pid  int
 	fd   *os.File // pidfd
 	io   *containerIO
@@ -114,7 +113,7 @@ func (r *Runtime) exec(ctx context.Context, c *container, cmd []string, tty, std
 		c.sandbox.mu.Unlock()
 		return nil, err
 	}
-	return &execProcess{id: id, pid: proc.PID, fd: proc.Pidfd, io: cio, exit: exits}, nil
+	return &execProcess{pid: proc.PID, fd: proc.Pidfd, io: cio, exit: exits}, nil
 }
 
 // dupHandles returns descriptors of its own of the container's first process

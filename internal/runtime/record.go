@@ -147,13 +147,14 @@ func readRecords[T any](dir string) ([]*T, error) {
 	return out, nil
 }
 
-func marshalConfig(m proto.Message) json.RawMessage {
+// marshalConfig writes a message of the CRI for a record. A string that isn't
+// UTF-8 is refused: read back it would be another.
+func marshalConfig(m proto.Message) (json.RawMessage, error) {
 	b, err := protojson.Marshal(m)
 	if err != nil {
-		// Only invalid UTF-8 in a string field, which validate refuses.
-		return json.RawMessage("{}")
+		return nil, invalid("the request can't be recorded: %v", err)
 	}
-	return b
+	return b, nil
 }
 
 func unmarshalSandboxConfig(raw json.RawMessage) (*runtimeapi.PodSandboxConfig, error) {

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -86,5 +88,18 @@ func TestMetrics(t *testing.T) {
 	}
 	if st.Stats.Cpu.UsageCoreNanoSeconds.Value == 0 || st.Stats.Memory.WorkingSetBytes.Value == 0 || st.Stats.WritableLayer.UsedBytes.Value == 0 {
 		t.Errorf("stats: %v", st.Stats)
+	}
+}
+
+// What can't be recorded as it is is refused, and its name stays free.
+func TestUnrecordable(t *testing.T) {
+	w := newWorld(t)
+	bad := podConfig(w, "utf8", func(c *runtimeapi.PodSandboxConfig) { c.Annotations = map[string]string{"a": "\xff"} })
+	if _, err := w.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: bad}); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a sandbox with a string that isn't UTF-8: %v", err)
+	}
+	p := w.pod("utf8")
+	if _, err := p.create("a", []string{"true"}, func(c *runtimeapi.ContainerConfig) { c.Labels = map[string]string{"a": "\xff"} }); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a container with a string that isn't UTF-8: %v", err)
 	}
 }

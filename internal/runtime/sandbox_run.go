@@ -35,6 +35,10 @@ func (r *Runtime) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 	if err := r.checkSandbox(config, req.GetRuntimeHandler()); err != nil {
 		return nil, err
 	}
+	recorded, err := marshalConfig(config)
+	if err != nil {
+		return nil, err
+	}
 	id := newID()
 	name := sandboxName(config.Metadata)
 	if err := r.reserve("sandbox", name, id); err != nil {
@@ -43,7 +47,7 @@ func (r *Runtime) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 	s := newSandbox(r, SandboxRecord{
 		Version:   recordVersion,
 		ID:        id,
-		Config:    marshalConfig(config),
+		Config:    recorded,
 		Handler:   req.GetRuntimeHandler(),
 		CreatedAt: time.Now(),
 	}, config)

@@ -87,7 +87,9 @@ func (r *Runtime) ContainerStatus(ctx context.Context, req *runtimeapi.Container
 		for _, e := range shown.Envs {
 			e.Value = []byte("(hidden)")
 		}
-		rec.Config = marshalConfig(shown)
+		if rec.Config, err = marshalConfig(shown); err != nil {
+			return nil, err
+		}
 		rec.ImageConfig.Env = nil
 		resp.Info, err = verbose(rec)
 	}
@@ -143,12 +145,16 @@ func (r *Runtime) UpdateContainerResources(ctx context.Context, req *runtimeapi.
 		return nil, fmt.Errorf("container %q has ended: %w", c.id, errdefs.ErrFailedPrecondition)
 	}
 	res := mergeResources(unmarshalResources(c.rec.Resources), req.GetLinux())
+	recorded, err := marshalConfig(res)
+	if err != nil {
+		return nil, err
+	}
 	if state == runtimeapi.ContainerState_CONTAINER_RUNNING {
 		if err := c.group.Update(cgroup.FromCRI(req.GetLinux())); err != nil {
 			return nil, fmt.Errorf("failed to update resources of container %q: %w", c.id, err)
 		}
 	}
-	if err := c.update(func(rec *ContainerRecord) { rec.Resources = marshalConfig(res) }); err != nil {
+	if err := c.update(func(rec *ContainerRecord) { rec.Resources = recorded }); err != nil {
 		return nil, err
 	}
 	return &runtimeapi.UpdateContainerResourcesResponse{}, nil

@@ -27,9 +27,8 @@ import (
 // URL with a one-time token, the client (kubelet, crictl) connects to it.
 type streamServer struct {
 	streaming.Server
-	listener net.Listener
-	http     *http.Server
-	done     chan struct{}
+	http *http.Server
+	done chan struct{}
 }
 
 func newStreamServer(r *Runtime, rc Config) (*streamServer, error) {
@@ -60,7 +59,7 @@ func newStreamServer(r *Runtime, rc Config) (*streamServer, error) {
 		l.Close()
 		return nil, fmt.Errorf("streaming server: %w", err)
 	}
-	s := &streamServer{Server: srv, listener: l, done: make(chan struct{})}
+	s := &streamServer{Server: srv, done: make(chan struct{})}
 	s.http = &http.Server{Handler: withWebSockets(srv, cfg.BaseURL), ReadHeaderTimeout: 10 * time.Second}
 	go func() {
 		defer close(s.done)
