@@ -63,15 +63,30 @@ type Figures struct {
 	Stop Times `json:"stop,omitzero"`
 
 	PodsPerSecond float64 `json:"podsPerSecond,omitempty"`
-	// BytesPerPod is the proportional set size of all processes that a pod
-	// adds, but for its containers' own, and of the runtime's growth.
-	BytesPerPod int64 `json:"bytesPerPod,omitempty"`
+	Held          *Held   `json:"held,omitempty"`
 	// Pull is pulling and unpacking the image of the run; see [Registry].
 	Pull Times `json:"pull,omitzero"`
 
 	// Failed says what could not be measured, and why.
 	Failed []string `json:"failed,omitempty"`
 }
+
+// Held is what many pods at the same time took.
+type Held struct {
+	Pods    int     `json:"pods"`    // all of them ready, their containers running
+	Seconds float64 `json:"seconds"` // from the first request to the last answer
+	// PauseBytes is the proportional set size of all processes that a pod adds
+	// (pause, a shim), but for its containers' own; NodeBytes is the runtime's
+	// growth. Both are a pod's share.
+	PauseBytes int64 `json:"pauseBytesPerPod"`
+	NodeBytes  int64 `json:"nodeBytesPerPod"`
+	// NodeRSS is all of the runtime's process; 0 when it is this one, whose
+	// memory is the bench's too.
+	NodeRSS int64 `json:"nodeRSSBytes,omitempty"`
+}
+
+// BytesPerPod is what a pod costs in memory beside the application's own.
+func (h *Held) BytesPerPod() int64 { return h.PauseBytes + h.NodeBytes }
 
 // Measure measures a subject. An error means that nothing was measured.
 func Measure(ctx context.Context, s Subject, o Options) (f *Figures, err error) {
@@ -277,24 +292,65 @@ func (m *measurer) memory(ctx context.Context, f *Figures) error {
 	if err != nil {
 		return err
 	}
-	pods, _, err := m.hold(ctx, "hold", m.opts.Hold, m.opts.Parallel)
+	pods, took, err := m.hold(ctx, "hold", m.opts.Hold, m.opts.Parallel)
 	if err == nil {
-		f.BytesPerPod, err = m.perPod(pods, before)
+		f.Held = &Held{Pods: len(pods), Seconds: took.Seconds()}
+		err = m.weigh(ctx, f.Held, pods, before)
 	}
 	return errors.Join(err, m.drop(context.WithoutCancel(ctx), pods, m.opts.Parallel))
 }
 
-func (m *measurer) perPod(pods []*running, before int64) (int64, error) {
+// weigh makes sure that all pods are there and fills in what they weigh.
+func (m *measurer) weigh(ctx context.Context, h *Held, pods []*running, before int64) error {
+	if err := m.allRun(ctx, pods); err != nil {
+		return err
+	}
 	after, err := runtimeMemory(m.PID)
 	if err != nil {
-		return 0, err
+		return err
+	}
+	if m.PID != 0 && m.PID != os.Getpid() {
+		if h.NodeRSS, err = residentMemory(m.PID); err != nil {
+			return err
+		}
 	}
 	var ids []string
 	for _, p := range pods {
 		ids = append(ids, p.sandbox)
 	}
 	own, err := podMemory(ids)
-	return (own + max(after-before, 0)) / int64(len(pods)), err
+	h.PauseBytes, h.NodeBytes = own/int64(len(pods)), max(after-before, 0)/int64(len(pods))
+	return err
+}
+
+// allRun is an error unless the runtime says of every pod that it is ready and
+// of every container that it runs.
+func (m *measurer) allRun(ctx context.Context, pods []*running) error {
+	sandboxes, err := m.Service.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{
+		State: &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY},
+	}})
+	if err != nil {
+		return err
+	}
+	containers, err := m.Service.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
+		State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
+	}})
+	if err != nil {
+		return err
+	}
+	up := map[string]bool{}
+	for _, s := range sandboxes.GetItems() {
+		up[s.Id] = true
+	}
+	for _, c := range containers.GetContainers() {
+		up[c.Id] = true
+	}
+	for _, p := range pods {
+		if !up[p.sandbox] || !up[p.container] {
+			return fmt.Errorf("pod %s: sandbox ready %t, container running %t", p.config.Metadata.Name, up[p.sandbox], up[p.container])
+		}
+	}
+	return nil
 }
 
 // sweep removes whatever the bench left in the runtime.

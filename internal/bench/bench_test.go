@@ -50,10 +50,11 @@ func TestFloor(t *testing.T) {
 func TestTable(t *testing.T) {
 	ms := func(n float64) Times { d := time.Duration(n * float64(time.Millisecond)); return Times{10, d, 2 * d} }
 	r := &Report{
-		When: time.Date(2026, 11, 23, 15, 0, 0, 0, time.UTC), Machine: "Linux 6.18, 2 cores", Options: Options{Pods: 10, Parallel: 8},
+		When: time.Date(2026, 11, 23, 15, 0, 0, 0, time.UTC), Machine: "Linux 6.18, 2 cores", Options: Options{Pods: 10, Parallel: 8, Hold: 200},
 		Floor: &Figures{Name: "floor", Sandbox: ms(3), Start: ms(2), PodStart: ms(5), Exec: ms(0.5), Stop: ms(4)},
 		Runtimes: []*Figures{
-			{Name: "unipod", Sandbox: ms(5), Create: ms(1), Start: ms(2), PodStart: ms(8), Exec: ms(2.5), Stop: ms(6), PodsPerSecond: 123.4, BytesPerPod: 100 << 10},
+			{Name: "unipod", Sandbox: ms(5), Create: ms(1), Start: ms(2), PodStart: ms(8), Exec: ms(2.5), Stop: ms(6), PodsPerSecond: 123.4,
+				Held: &Held{Pods: 200, Seconds: 1.5, PauseBytes: 20 << 10, NodeBytes: 80 << 10, NodeRSS: 64 << 20}},
 			{Name: "podman", PodStart: ms(900), Failed: []string{"memory: it has none"}},
 		},
 	}
@@ -64,16 +65,20 @@ func TestTable(t *testing.T) {
 	want := `Linux 6.18, 2 cores, 2026-11-23 15:00
 milliseconds, median / 90th percentile of 10 pods; in brackets the median's ratio to the floor
 
-                               floor         unipod               podman                goal
-pod start                      5.00 / 10.0   8.00 / 16.0 (1.6×)   900 / 1800 (180.0×)   ≤ 10.0
-  RunPodSandbox                3.00 / 6.00   5.00 / 10.0 (1.7×)   –                     
-  CreateContainer              –             1.00 / 2.00          –                     
-  StartContainer               2.00 / 4.00   2.00 / 4.00 (1.0×)   –                     
-ExecSync true                  0.50 / 1.00   2.50 / 5.00 (5.0×)   –                     ≤ 3.00
-stop and remove                4.00 / 8.00   6.00 / 12.0 (1.5×)   –                     ≤ 10.0
-image pull and unpack          –             –                    –                     
-pods per second, 8 at a time   –             123.4                –                     ≥ 100
-memory per pod, KiB            –             100                  –                     ≤ 150
+                                 floor         unipod               podman                goal
+pod start                        5.00 / 10.0   8.00 / 16.0 (1.6×)   900 / 1800 (180.0×)   ≤ 10.0
+  RunPodSandbox                  3.00 / 6.00   5.00 / 10.0 (1.7×)   –                     
+  CreateContainer                –             1.00 / 2.00          –                     
+  StartContainer                 2.00 / 4.00   2.00 / 4.00 (1.0×)   –                     
+ExecSync true                    0.50 / 1.00   2.50 / 5.00 (5.0×)   –                     ≤ 3.00
+stop and remove                  4.00 / 8.00   6.00 / 12.0 (1.5×)   –                     ≤ 10.0
+image pull and unpack            –             –                    –                     
+pods per second, 8 at a time     –             123.4                –                     ≥ 100
+memory per pod of 200, KiB       –             100                  –                     ≤ 150
+  its pause or shim              –             20                   –                     
+  the runtime's growth           –             80                   –                     
+  the runtime in all, MiB RSS    –             64                   –                     
+  seconds until all were ready   –             1.5                  –                     
 
 podman, not measured: memory: it has none
 `
@@ -84,13 +89,24 @@ podman, not measured: memory: it has none
 
 // The registry serves what an OCI client asks for, digests and all.
 func TestRegistry(t *testing.T) {
-	r, err := NewRegistry()
+	r, err := NewRegistry(true)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	host, path, _ := strings.Cut(r.Ref(), "/")
-	repo, tag, _ := strings.Cut(path, ":")
+	if none, err := NewRegistry(false); err != nil || none.Pull() != "" || none.Close() != nil {
+		t.Errorf("a registry that was asked for no image to pull has %q, %v", none.Pull(), err)
+	}
+	for ref, layers := range map[string]int{r.Pull(): pullLayers, r.App(): 1} {
+		host, path, _ := strings.Cut(ref, "/")
+		repo, tag, _ := strings.Cut(path, ":")
+		checkImage(t, host, repo, tag, layers)
+	}
+}
+
+// checkImage pulls an image and compares what comes with what was announced.
+func checkImage(t *testing.T, host, repo, tag string, layers int) {
+	t.Helper()
 	get := func(kind, name string) []byte {
 		resp, err := http.Get("http://" + host + "/v2/" + repo + "/" + kind + "/" + name)
 		if err != nil {
@@ -117,8 +133,8 @@ func TestRegistry(t *testing.T) {
 		t.Fatal(err)
 	}
 	get("blobs", manifest.Config.Digest)
-	if len(manifest.Layers) != pullLayers {
-		t.Fatalf("%d layers", len(manifest.Layers))
+	if len(manifest.Layers) != layers {
+		t.Fatalf("%s: %d layers, want %d", repo, len(manifest.Layers), layers)
 	}
 	for _, l := range manifest.Layers {
 		if got := len(get("blobs", l.Digest)); got != l.Size {

@@ -17,9 +17,8 @@ import (
 // ImageName is the name of the image that a bench makes.
 const ImageName = "localhost/unipod-bench:1"
 
-// BuildImage makes a docker-archive of an image that holds busybox and links
-// to it, from the static busybox of this machine.
-func BuildImage() ([]byte, error) {
+// appLayer is busybox and links to it, from the static busybox of this machine.
+func appLayer() (*archive, error) {
 	path, err := exec.LookPath("busybox")
 	if err != nil {
 		return nil, fmt.Errorf("the bench's image is made of a static busybox (Debian: apt install busybox-static): %w", err)
@@ -37,12 +36,21 @@ func BuildImage() ([]byte, error) {
 	for _, dir := range []string{"etc", "proc", "sys", "dev", "tmp"} {
 		layer.dir(dir)
 	}
-	if err := layer.close(); err != nil {
+	return layer, layer.close()
+}
+
+func appConfig() map[string]any {
+	return map[string]any{"Env": []string{"PATH=/bin"}, "Cmd": appCommand}
+}
+
+// BuildImage makes a docker-archive of the image that the bench's pods run.
+func BuildImage() ([]byte, error) {
+	layer, err := appLayer()
+	if err != nil {
 		return nil, err
 	}
 	config, err := json.Marshal(map[string]any{
-		"architecture": runtime.GOARCH, "os": "linux",
-		"config": map[string]any{"Env": []string{"PATH=/bin"}, "Cmd": appCommand},
+		"architecture": runtime.GOARCH, "os": "linux", "config": appConfig(),
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + digest(layer.Bytes())}},
 	})
 	if err != nil {

@@ -28,7 +28,16 @@ func runtimeMemory(pid int) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("the runtime's memory: %w", err)
 	}
-	return pssOf(rollup), nil
+	return fieldOf(rollup, "Pss:"), nil
+}
+
+// residentMemory is the resident set size of a process.
+func residentMemory(pid int) (int64, error) {
+	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
+	if err != nil {
+		return 0, fmt.Errorf("the runtime's memory: %w", err)
+	}
+	return fieldOf(status, "VmRSS:"), nil
 }
 
 // podMemory is the proportional set size of the processes that belong to
@@ -56,7 +65,7 @@ func podMemory(sandboxes []string) (int64, error) {
 		if err != nil {
 			continue
 		}
-		sum += pssOf(rollup)
+		sum += fieldOf(rollup, "Pss:")
 	}
 	return sum, nil
 }
@@ -66,10 +75,10 @@ func isApp(cmdline []byte) bool {
 		bytes.HasSuffix(bytes.TrimRight(cmdline, "\x00"), []byte("\x00"+appCommand[1]))
 }
 
-// pssOf reads /proc/PID/smaps_rollup, in bytes.
-func pssOf(rollup []byte) int64 {
-	for line := range strings.Lines(string(rollup)) {
-		if f := strings.Fields(line); len(f) == 3 && f[0] == "Pss:" {
+// fieldOf reads a figure of /proc/PID/smaps_rollup or status, in bytes.
+func fieldOf(file []byte, name string) int64 {
+	for line := range strings.Lines(string(file)) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == name {
 			kb, _ := strconv.ParseInt(f[1], 10, 64) // the kernel's own
 			return kb * 1024
 		}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"unipod.dev/unipod/internal/cri"
 )
@@ -18,9 +19,11 @@ import (
 // ContainerdSocket is where containerd usually serves the CRI.
 const ContainerdSocket = "/run/containerd/containerd.sock"
 
-// Dial makes a subject of a CRI socket. The caller closes it.
+// Dial makes a subject of a CRI socket ("unix:///path" or "/path"). The caller
+// closes it.
 func Dial(ctx context.Context, name, socket string) (Subject, func() error, error) {
-	service, closer, err := cri.Dial(ctx, "unix://"+socket)
+	socket = strings.TrimPrefix(socket, "unix://")
+	service, closer, err := cri.Dial(ctx, socket)
 	if err != nil {
 		return Subject{}, nil, err
 	}
@@ -43,6 +46,73 @@ func peerOf(socket string) int {
 		return 0
 	}
 	return int(cred.Pid)
+}
+
+// Endpoint measures the runtime behind any CRI socket. It pulls the image first
+// when that is a registry's of this bench, and then removes it again.
+func Endpoint(ctx context.Context, name, socket string, pulled bool, o Options) (_ *Figures, err error) {
+	s, closer, err := Dial(ctx, name, socket)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, closer()) }()
+	if pulled {
+		spec := &runtimeapi.ImageSpec{Image: o.Image}
+		if _, err := s.Service.PullImage(ctx, &runtimeapi.PullImageRequest{Image: spec}); err != nil {
+			return nil, fmt.Errorf("pulling the bench's image (--image names one that is there): %w", err)
+		}
+		defer func() {
+			_, rerr := s.Service.RemoveImage(context.WithoutCancel(ctx), &runtimeapi.RemoveImageRequest{Image: spec})
+			err = errors.Join(err, rerr)
+		}()
+	}
+	return Measure(ctx, s, o)
+}
+
+// A Server is a unipod in a process of its own, as kubelet has it beside it.
+type Server struct {
+	cmd    *exec.Cmd
+	log    bytes.Buffer
+	ended  chan struct{}
+	Socket string
+}
+
+// Serve starts program with args, which serves the CRI on socket, and waits
+// for it to listen.
+func Serve(ctx context.Context, socket, program string, args ...string) (*Server, error) {
+	s := &Server{cmd: exec.Command(program, args...), ended: make(chan struct{}), Socket: socket}
+	s.cmd.Stderr = &s.log
+	if err := s.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("starting the runtime in a process of its own: %w", err)
+	}
+	go func() {
+		defer close(s.ended)
+		_ = s.cmd.Wait() // Close reads ProcessState
+	}()
+	for {
+		if peerOf(socket) == s.cmd.Process.Pid {
+			return s, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), s.Close())
+		case <-s.ended:
+			return nil, fmt.Errorf("the runtime in a process of its own ended (%s): %s", s.cmd.ProcessState, strings.TrimSpace(s.log.String()))
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// Close ends the process and waits for it.
+func (s *Server) Close() error {
+	if err := s.cmd.Process.Signal(os.Interrupt); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	<-s.ended
+	if !s.cmd.ProcessState.Success() {
+		return fmt.Errorf("the runtime in a process of its own: %s: %s", s.cmd.ProcessState, strings.TrimSpace(s.log.String()))
+	}
+	return nil
 }
 
 // Containerd measures the containerd of this machine through its CRI; nil

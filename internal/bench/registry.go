@@ -26,21 +26,56 @@ const (
 	pullFile   = 100 << 10 // bytes of each file
 )
 
-// A Registry serves one image on the loopback, for pulls to be measured
-// without a network: 4 layers of 400 files, 160 MB unpacked.
+// A Registry serves two images on the loopback: what the bench's pods run, and
+// one for pulls to be measured without a network: 4 layers of 400 files, 160 MB
+// unpacked.
 type Registry struct {
-	blobs    map[string][]byte
-	manifest string // digest
-	listener net.Listener
-	server   *http.Server
-	done     chan struct{}
+	blobs     map[string][]byte
+	manifests map[string]string // digest by repository
+	listener  net.Listener
+	server    *http.Server
+	done      chan struct{}
 }
 
-// NewRegistry makes the image and serves it.
-func NewRegistry() (*Registry, error) {
-	r := &Registry{blobs: map[string][]byte{}, done: make(chan struct{})}
-	var layers []map[string]any
-	var diffs []string
+const (
+	appRepository  = "unipod-bench/app"
+	pullRepository = "unipod-bench/pull"
+)
+
+// NewRegistry serves the pods' image and, when pulls are to be measured, the
+// one for them.
+func NewRegistry(pulls bool) (*Registry, error) {
+	r := &Registry{blobs: map[string][]byte{}, manifests: map[string]string{}, done: make(chan struct{})}
+	app, err := appLayer()
+	if err != nil {
+		return nil, err
+	}
+	if err := r.addImage(appRepository, appConfig(), app); err != nil {
+		return nil, err
+	}
+	if pulls {
+		layers, err := pullLayersOf()
+		if err != nil {
+			return nil, err
+		}
+		if err := r.addImage(pullRepository, map[string]any{}, layers...); err != nil {
+			return nil, err
+		}
+	}
+	if r.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		return nil, err
+	}
+	r.server = &http.Server{Handler: r, ReadHeaderTimeout: 10 * time.Second}
+	go func() {
+		defer close(r.done)
+		_ = r.server.Serve(r.listener) // until Close
+	}()
+	return r, nil
+}
+
+// pullLayersOf makes the layers of the image whose pull is measured.
+func pullLayersOf() ([]*archive, error) {
+	var layers []*archive
 	// The same image each time; half of it compresses, as files do.
 	random := rand.NewChaCha8([32]byte{1})
 	for i := range pullLayers {
@@ -54,43 +89,45 @@ func NewRegistry() (*Registry, error) {
 		if err := a.close(); err != nil {
 			return nil, err
 		}
-		diffs = append(diffs, "sha256:"+digest(a.Bytes()))
-		var packed bytes.Buffer
-		w, err := gzip.NewWriterLevel(&packed, gzip.BestSpeed)
-		if err != nil {
-			return nil, err
-		}
-		_, err = w.Write(a.Bytes())
-		if err = errors.Join(err, w.Close()); err != nil {
-			return nil, err
-		}
-		layers = append(layers, r.add(packed.Bytes(), "application/vnd.oci.image.layer.v1.tar+gzip"))
+		layers = append(layers, a)
 	}
-	config, err := json.Marshal(map[string]any{
-		"architecture": runtime.GOARCH, "os": "linux", "config": map[string]any{}, "rootfs": map[string]any{"type": "layers", "diff_ids": diffs},
-	})
-	if err != nil {
-		return nil, err
-	}
-	manifest, err := json.Marshal(map[string]any{
-		"schemaVersion": 2, "mediaType": manifestType, "config": r.add(config, "application/vnd.oci.image.config.v1+json"), "layers": layers,
-	})
-	if err != nil {
-		return nil, err
-	}
-	r.manifest = r.add(manifest, manifestType)["digest"].(string)
-	if r.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
-		return nil, err
-	}
-	r.server = &http.Server{Handler: r, ReadHeaderTimeout: 10 * time.Second}
-	go func() {
-		defer close(r.done)
-		_ = r.server.Serve(r.listener) // until Close
-	}()
-	return r, nil
+	return layers, nil
 }
 
 const manifestType = "application/vnd.oci.image.manifest.v1+json"
+
+// addImage makes an image of layers and keeps it as repository's.
+func (r *Registry) addImage(repository string, config map[string]any, layers ...*archive) error {
+	var packed []map[string]any
+	var diffs []string
+	for _, layer := range layers {
+		diffs = append(diffs, "sha256:"+digest(layer.Bytes()))
+		var b bytes.Buffer
+		w, err := gzip.NewWriterLevel(&b, gzip.BestSpeed)
+		if err != nil {
+			return err
+		}
+		_, err = w.Write(layer.Bytes())
+		if err = errors.Join(err, w.Close()); err != nil {
+			return err
+		}
+		packed = append(packed, r.add(b.Bytes(), "application/vnd.oci.image.layer.v1.tar+gzip"))
+	}
+	image, err := json.Marshal(map[string]any{
+		"architecture": runtime.GOARCH, "os": "linux", "config": config, "rootfs": map[string]any{"type": "layers", "diff_ids": diffs},
+	})
+	if err != nil {
+		return err
+	}
+	manifest, err := json.Marshal(map[string]any{
+		"schemaVersion": 2, "mediaType": manifestType, "config": r.add(image, "application/vnd.oci.image.config.v1+json"), "layers": packed,
+	})
+	if err != nil {
+		return err
+	}
+	r.manifests[repository] = r.add(manifest, manifestType)["digest"].(string)
+	return nil
+}
 
 func (r *Registry) add(blob []byte, mediaType string) map[string]any {
 	sum := sha256.Sum256(blob)
@@ -99,16 +136,19 @@ func (r *Registry) add(blob []byte, mediaType string) map[string]any {
 	return map[string]any{"mediaType": mediaType, "digest": d, "size": len(blob)}
 }
 
-// Ref is the name of the image.
-func (r *Registry) Ref() string { return r.listener.Addr().String() + "/unipod-bench/pull:1" }
+// App is the name of the image that the bench's pods run.
+func (r *Registry) App() string { return r.ref(appRepository) }
 
-// Size is what a pull transfers, in bytes.
-func (r *Registry) Size() int64 {
-	var n int64
-	for _, b := range r.blobs {
-		n += int64(len(b))
+// Pull is the name of the image whose pull is measured, "" when there is none.
+func (r *Registry) Pull() string {
+	if r.manifests[pullRepository] == "" {
+		return ""
 	}
-	return n
+	return r.ref(pullRepository)
+}
+
+func (r *Registry) ref(repository string) string {
+	return r.listener.Addr().String() + "/" + repository + ":1"
 }
 
 // Close ends the serving.
@@ -121,9 +161,9 @@ func (r *Registry) Close() error {
 // ServeHTTP is the part of the OCI distribution protocol that a pull needs.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	name := req.URL.Path[strings.LastIndexByte(req.URL.Path, '/')+1:]
-	isManifest := strings.Contains(req.URL.Path, "/manifests/")
+	repository, _, isManifest := strings.Cut(strings.TrimPrefix(req.URL.Path, "/v2/"), "/manifests/")
 	if isManifest && !strings.HasPrefix(name, "sha256:") {
-		name = r.manifest
+		name = r.manifests[repository]
 	}
 	blob, ok := r.blobs[name]
 	switch {

@@ -71,12 +71,26 @@ func (r *Report) Table(w io.Writer) error {
 		}
 		return fmt.Sprintf("%.1f", f.PodsPerSecond)
 	})
-	text("memory per pod, KiB", "≤ 150", func(f *Figures) string {
-		if f.BytesPerPod == 0 {
-			return "–"
-		}
-		return fmt.Sprint(f.BytesPerPod / 1024)
-	})
+	held := func(name, goal string, of func(*Held) string) {
+		text(name, goal, func(f *Figures) string {
+			if f.Held == nil {
+				return "–"
+			}
+			return of(f.Held)
+		})
+	}
+	if r.Options.Hold > 0 {
+		held(fmt.Sprintf("memory per pod of %d, KiB", r.Options.Hold), "≤ 150", func(h *Held) string { return fmt.Sprint(h.BytesPerPod() / 1024) })
+		held("  its pause or shim", "", func(h *Held) string { return fmt.Sprint(h.PauseBytes / 1024) })
+		held("  the runtime's growth", "", func(h *Held) string { return fmt.Sprint(h.NodeBytes / 1024) })
+		held("  the runtime in all, MiB RSS", "", func(h *Held) string {
+			if h.NodeRSS == 0 {
+				return "–"
+			}
+			return fmt.Sprint(h.NodeRSS >> 20)
+		})
+		held("  seconds until all were ready", "", func(h *Held) string { return fmt.Sprintf("%.1f", h.Seconds) })
+	}
 	if err := t.Flush(); err != nil {
 		return err
 	}

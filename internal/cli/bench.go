@@ -28,7 +28,7 @@ type benchFlags struct {
 }
 
 func newBench(g *global) *cobra.Command {
-	f := benchFlags{opts: bench.Options{Pods: 50, Burst: 100, Parallel: 8, Hold: 100, Image: bench.ImageName, Pulls: 3}}
+	f := benchFlags{opts: bench.Options{Pods: 50, Burst: 100, Parallel: 8, Hold: 200, Image: bench.ImageName, Pulls: 3}}
 	cmd := &cobra.Command{
 		Use:   "bench",
 		Short: "Measure how fast pods are on this machine",
@@ -36,11 +36,16 @@ func newBench(g *global) *cobra.Command {
 floor (the bare system calls a pod can't do without, made in the same run) and
 beside containerd and podman where they are installed.
 
+unipod is measured twice: within this process, and through the socket of one in
+a process of its own, as a kubelet meets it.
+
 The pods run busybox, from an image made on the spot. They and the image are
 removed again. With --endpoint the runtime behind any CRI socket is measured
-instead of unipod; --image must then be there, with sleep and true in it.`,
+instead of unipod. It pulls that image from this command, over http on the
+loopback, unless --image names one that is there, with sleep and true in it.`,
 		Example: `  unipod bench
   unipod bench --pods 200 --alone -o json > figures.json
+  unipod bench --endpoint unix:///run/unipod/cri.sock
   unipod bench --endpoint /run/crio/crio.sock --image docker.io/library/busybox:1`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.opts.Pods < 1 || f.opts.Parallel < 1 || min(f.opts.Burst, f.opts.Hold, f.opts.Pulls) < 0 {
@@ -57,7 +62,7 @@ instead of unipod; --image must then be there, with sleep and true in it.`,
 	fl.IntVar(&f.opts.Pulls, "pulls", f.opts.Pulls, "times to pull an image of 4 layers and 160 MB; 0 for none")
 	fl.StringVar(&f.socket, "containerd", bench.ContainerdSocket, "containerd's CRI socket")
 	fl.StringVar(&f.endpoint, "endpoint", "", "measure the runtime behind this CRI socket")
-	fl.StringVar(&f.opts.Image, "image", f.opts.Image, "image to run, with --endpoint")
+	fl.StringVar(&f.opts.Image, "image", f.opts.Image, "image to run, with --endpoint; the default is pulled from this command")
 	fl.BoolVar(&f.alone, "alone", false, "no peers, only unipod and the floor")
 	outputFlag(cmd, &f.format)
 	return cmd
@@ -81,24 +86,29 @@ func (g *global) bench(cmd *cobra.Command, f benchFlags) error {
 	if err != nil {
 		return err
 	}
-	if f.opts.Pulls > 0 {
-		registry, err := bench.NewRegistry()
-		if err != nil {
-			return err
-		}
-		defer registry.Close()
-		f.opts.Pull = registry.Ref()
+	registry, err := bench.NewRegistry(f.opts.Pulls > 0)
+	if err != nil {
+		return err
 	}
+	defer registry.Close()
+	f.opts.Pull = registry.Pull()
 	var failed error
 	for _, subject := range []struct {
 		name string
 		do   func() (*bench.Figures, error)
 	}{
-		{"unipod", func() (*bench.Figures, error) { return g.benchSelf(ctx, archive, f) }},
+		{"unipod", func() (*bench.Figures, error) {
+			if f.endpoint != "" {
+				return benchEndpoint(ctx, registry, filepath.Base(f.endpoint), f.endpoint, f.opts)
+			}
+			return g.benchSelf(ctx, archive, f.opts)
+		}},
+		{socketName, func() (*bench.Figures, error) { return g.benchSocket(ctx, registry, f.opts) }},
 		{"containerd", func() (*bench.Figures, error) { return bench.Containerd(ctx, f.socket, archive, f.opts) }},
 		{"podman", func() (*bench.Figures, error) { return bench.Podman(ctx, archive, f.opts) }},
 	} {
-		if subject.name != "unipod" && (f.alone || f.endpoint != "") {
+		ours := subject.name == "unipod" || subject.name == socketName
+		if f.endpoint != "" && subject.name != "unipod" || f.alone && !ours {
 			continue
 		}
 		say("measuring %s", subject.name)
@@ -107,7 +117,7 @@ func (g *global) bench(cmd *cobra.Command, f benchFlags) error {
 			failed = errors.Join(failed, fmt.Errorf("%s: %w", subject.name, err))
 		}
 		if figures == nil && err == nil {
-			say("  not installed")
+			say("  not here")
 		}
 		if figures != nil {
 			report.Runtimes = append(report.Runtimes, figures)
@@ -116,16 +126,40 @@ func (g *global) bench(cmd *cobra.Command, f benchFlags) error {
 	return errors.Join(failed, write(cmd.OutOrStdout(), f.format, report, func(w io.Writer) error { return report.Table(w) }))
 }
 
-// benchSelf measures unipod, or the runtime behind --endpoint.
-func (g *global) benchSelf(ctx context.Context, archive []byte, f benchFlags) (_ *bench.Figures, err error) {
-	if f.endpoint != "" {
-		s, closer, err := bench.Dial(ctx, filepath.Base(f.endpoint), f.endpoint)
-		if err != nil {
-			return nil, err
-		}
-		defer closer()
-		return bench.Measure(ctx, s, f.opts)
+// socketName is the column of a unipod in a process of its own.
+const socketName = "unipod, socket"
+
+// benchEndpoint measures the runtime behind a socket.
+func benchEndpoint(ctx context.Context, registry *bench.Registry, name, socket string, o bench.Options) (*bench.Figures, error) {
+	pulled := o.Image == bench.ImageName
+	if pulled {
+		o.Image = registry.App()
 	}
+	return bench.Endpoint(ctx, name, socket, pulled, o)
+}
+
+// benchSocket measures a unipod in a process of its own; nil when a node runs
+// already, which has been measured through its socket then.
+func (g *global) benchSocket(ctx context.Context, registry *bench.Registry, o bench.Options) (_ *bench.Figures, err error) {
+	n, err := node.Connect(ctx, g.nodeConfig())
+	if err == nil {
+		return nil, n.Close(ctx)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	socket := filepath.Join(g.run, node.SocketName)
+	s, err := bench.Serve(ctx, socket, self, "--root", g.root, "--run", g.run, "serve", "--only", "cri")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	return benchEndpoint(ctx, registry, socketName, socket, o)
+}
+
+// benchSelf measures unipod in this process, or the node that runs.
+func (g *global) benchSelf(ctx context.Context, archive []byte, o bench.Options) (_ *bench.Figures, err error) {
 	n, err := g.openNode(ctx)
 	if err != nil {
 		return nil, err
@@ -148,7 +182,7 @@ func (g *global) benchSelf(ctx context.Context, archive []byte, f benchFlags) (_
 		defer closer()
 		s = remote
 	}
-	return bench.Measure(ctx, s, f.opts)
+	return bench.Measure(ctx, s, o)
 }
 
 // machineWords names the machine by what matters to the figures.
