@@ -54,6 +54,7 @@ var house = map[string]rule{
 
 	"internal/criserver": {5, []string{"internal/cri"}, "the gRPC face of any runtime"},
 	"internal/manifest":  {5, nil, "text to objects; needs no runtime to be wrong about a field"},
+	"internal/pki":       {5, nil, "keys and certificates; knows neither who serves nor who stores"},
 	"internal/lifecycle": {5, nil, "pure: decides, never does"},
 	"internal/podspec":   {5, nil, "pure: a Pod in the CRI's words"},
 	"internal/probe":     {5, []string{"internal/cri"}, "asks a container how it is, through the CRI"},
