@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
@@ -23,11 +25,12 @@ import (
 	"unipod.dev/unipod/internal/manifest"
 	"unipod.dev/unipod/internal/play"
 	"unipod.dev/unipod/internal/progress"
+	"unipod.dev/unipod/internal/timeline"
 )
 
 type playFlags struct {
 	noColour, quiet, retry bool
-	since                  string
+	since, output          string
 }
 
 func newPlay(g *global) *cobra.Command {
@@ -46,6 +49,9 @@ every error is listed and nothing is started.
 Ctrl-C ends the pods gracefully, each within its terminationGracePeriodSeconds;
 a second Ctrl-C kills them. Nothing of them is left behind.
 
+When they have ended, a timeline of each pod's life is the summary (not with
+--quiet); --output makes it what the command prints.
+
 A pod that can't start (its image can't be pulled, a volume is missing, a port
 is taken) ends the play; --retry keeps trying instead, as kubelet does.
 
@@ -61,6 +67,9 @@ Exit codes:
   # everything in a directory; only what the containers say
   unipod play -q ./manifests/
 
+  # what happened to it, in order, for a program
+  unipod play -o json pod.yaml | jq '.[0].entries'
+
   # a job: its exit code is the container's
   kubectl get pod job -o yaml | unipod play -`,
 		Args: cobra.MinimumNArgs(1),
@@ -71,6 +80,7 @@ Exit codes:
 	cmd.Flags().BoolVar(&f.noColour, "no-color", false, "no colours ($NO_COLOR)")
 	cmd.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "show only what the containers say")
 	cmd.Flags().StringVar(&f.since, "since", "", "leave out log lines before a time (RFC 3339) or older than a duration (10s)")
+	cmd.Flags().StringVarP(&f.output, "output", "o", "", "print the pods' timelines when they have ended, and all else to standard error: timeline, json or yaml")
 	cmd.Flags().BoolVar(&f.retry, "retry", false, "keep trying with pods that can't start, as kubelet does")
 	return cmd
 }
@@ -84,10 +94,18 @@ func (g *global) play(cmd *cobra.Command, paths []string, f playFlags) error {
 	if err != nil {
 		return &codeError{exitUsage, err}
 	}
+	out := os.Stdout
+	switch f.output {
+	case "":
+	case "timeline", "json", "yaml": // standard output is for what was asked for
+		out = os.Stderr
+	default:
+		return usage("--output %q: timeline, json and yaml are the formats there are", f.output)
+	}
 	if len(objects.Pods) == 0 {
 		return usage("%s: no Pod in it, nothing to play", strings.Join(paths, ", "))
 	}
-	screen := progress.NewScreen(os.Stdout, os.Stderr, f.noColour)
+	screen := progress.NewScreen(out, os.Stderr, f.noColour)
 	defer screen.Close()
 	// What the node logs goes between the pods' lines, not into them.
 	g.logging(screenWriter{screen}, slog.LevelError)
@@ -102,9 +120,12 @@ func (g *global) play(cmd *cobra.Command, paths []string, f playFlags) error {
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
 
+	var lives []timeline.Timeline
 	code, err := g.playObjects(cmd.Context(), objects, play.Config{
 		Pods: objects.Pods, Screen: screen, Quiet: f.quiet, Since: since, Retry: f.retry, Signals: signals,
+		Finished: func(all []timeline.Timeline) { lives = all },
 	})
+	err = errors.Join(err, tellLives(cmd.OutOrStdout(), screen, f, lives))
 	if code == 0 && err == nil {
 		return nil
 	}
@@ -112,6 +133,35 @@ func (g *global) play(cmd *cobra.Command, paths []string, f playFlags) error {
 		code = exitFailure
 	}
 	return &codeError{code, err}
+}
+
+// tellLives prints the pods' timelines: as what the command is for when that
+// was asked for, else as a summary beside the containers' output.
+func tellLives(w io.Writer, screen *progress.Screen, f playFlags, lives []timeline.Timeline) error {
+	switch {
+	case f.output == "timeline":
+		colour := !f.noColour && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(os.Stdout.Fd()))
+		for i := range lives {
+			if err := lives[i].Write(w, colour); err != nil {
+				return err
+			}
+		}
+		return nil
+	case f.output != "":
+		return write(w, f.output, lives, nil)
+	case f.quiet:
+		return nil
+	}
+	for i := range lives {
+		var text strings.Builder
+		if err := lives[i].Write(&text, screen.Colour); err != nil {
+			return err
+		}
+		for line := range strings.Lines(text.String()) {
+			screen.Say("%s", strings.TrimSuffix(line, "\n"))
+		}
+	}
+	return nil
 }
 
 // screenWriter writes lines to a screen.

@@ -220,7 +220,15 @@ func (s *step) makeStatus(terminal bool) v1.PodStatus {
 	old := s.status
 	status := v1.PodStatus{QOSClass: qosClass(s.pod), ObservedGeneration: max(s.pod.Generation, old.ObservedGeneration)}
 	s.addresses(&status)
-	s.allContainerStatuses(&status)
+	if s.stage == Cleared {
+		// How it ended is known; its containers are removed in any order now,
+		// and an older run must not show through.
+		kept := old.DeepCopy()
+		status.InitContainerStatuses, status.ContainerStatuses = kept.InitContainerStatuses, kept.ContainerStatuses
+		status.EphemeralContainerStatuses = kept.EphemeralContainerStatuses
+	} else {
+		s.allContainerStatuses(&status)
+	}
 	s.applyProbes(&status)
 	s.phase(&status, terminal)
 	s.conditions(&status)

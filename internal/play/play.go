@@ -32,6 +32,7 @@ import (
 	"unipod.dev/unipod/internal/engine"
 	"unipod.dev/unipod/internal/logview"
 	"unipod.dev/unipod/internal/progress"
+	"unipod.dev/unipod/internal/timeline"
 )
 
 // Engine is what play asks of internal/engine.
@@ -56,6 +57,9 @@ type Config struct {
 	// Retry goes on with a pod that can't start, as kubelet does, instead of
 	// giving up.
 	Retry bool
+	// Finished, when set, is given the pods' timelines when all is over, in
+	// the order of Pods.
+	Finished func([]timeline.Timeline)
 	// Signals interrupt: the first ends the pods gracefully, the second kills
 	// them.
 	Signals <-chan os.Signal
@@ -74,6 +78,7 @@ func Run(ctx context.Context, cfg Config) (int, error) {
 		cfg:    cfg,
 		talk:   newTalk(cfg.Pods, cfg.Screen.Colour),
 		tally:  newTally(cfg.Pods, cfg.Retry),
+		lives:  map[types.UID]*timeline.Builder{},
 		events: cfg.Engine.Watch(watching),
 	}
 	following, stopFollowing := context.WithCancel(ctx)
@@ -105,6 +110,7 @@ func Run(ctx context.Context, cfg Config) (int, error) {
 	for _, pod := range cfg.Pods {
 		err = errors.Join(err, os.RemoveAll(p.dir(pod)))
 	}
+	p.finish()
 	return p.code(err), err
 }
 
@@ -112,6 +118,7 @@ type player struct {
 	cfg     Config
 	talk    *talk
 	tally   *tally
+	lives   map[types.UID]*timeline.Builder
 	events  <-chan engine.Event
 	applied int // pods the engine has
 
@@ -176,6 +183,7 @@ func (p *player) event(ev engine.Event) {
 	if ev.Pod == nil || !p.tally.knows(ev.Pod.UID) {
 		return // another play's, on the same node
 	}
+	p.remember(ev)
 	switch ev.Type {
 	case engine.Recorded:
 		p.say(p.talk.record(ev, p.cfg.Clock.Now()))
@@ -199,6 +207,42 @@ func (p *player) event(ev engine.Event) {
 		}
 		p.stop(nil)
 	}
+}
+
+// remember takes an event into its pod's timeline.
+func (p *player) remember(ev engine.Event) {
+	now := p.cfg.Clock.Now()
+	b := p.lives[ev.Pod.UID]
+	if b == nil {
+		b = timeline.New(now, ev.Pod)
+		p.lives[ev.Pod.UID] = b
+	}
+	switch ev.Type {
+	case engine.StatusChanged:
+		b.Status(now, ev.Pod)
+	case engine.Recorded:
+		if r := ev.Record; r != nil {
+			b.Record(now, timeline.Record{Type: r.Type, Reason: r.Reason, Message: r.Message, Container: r.Container})
+		}
+	case engine.Removed:
+		if _, final := Outcome(ev.Pod); !final { // else its end has been told
+			b.Removed(now)
+		}
+	}
+}
+
+// finish hands the timelines over.
+func (p *player) finish() {
+	if p.cfg.Finished == nil {
+		return
+	}
+	all := []timeline.Timeline{}
+	for _, pod := range p.cfg.Pods {
+		if b := p.lives[pod.UID]; b != nil {
+			all = append(all, b.Timeline())
+		}
+	}
+	p.cfg.Finished(all)
 }
 
 func (p *player) say(lines []string) {

@@ -20,6 +20,7 @@ import (
 
 	"unipod.dev/unipod/internal/engine"
 	"unipod.dev/unipod/internal/progress"
+	"unipod.dev/unipod/internal/timeline"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -151,6 +152,8 @@ func waiting(name, reason string) v1.ContainerStatus {
 func TestSucceeds(t *testing.T) {
 	a, b := pod("a", "main", "helper"), pod("b", "x")
 	s := newStage(t, a, b)
+	var lives []timeline.Timeline
+	s.cfg.Finished = func(all []timeline.Timeline) { lives = all }
 	s.applied = func(p *v1.Pod) error {
 		if p.Name == "b" {
 			s.log(a, "main", "hello")
@@ -184,6 +187,9 @@ b        · Succeeded
 	}
 	if got := strings.Join(s.calls, "; "); got != "apply a; apply b; delete uid-a; delete uid-b" {
 		t.Errorf("calls: %s", got)
+	}
+	if len(lives) != 2 || lives[0].Name != "a" || lives[0].Phase != v1.PodSucceeded || len(lives[0].Containers) != 2 || lives[1].Name != "b" {
+		t.Errorf("timelines: %+v", lives)
 	}
 }
 

@@ -56,6 +56,7 @@ var house = map[string]rule{
 	"internal/manifest":  {5, nil, "text to objects; needs no runtime to be wrong about a field"},
 	"internal/pki":       {5, nil, "keys and certificates; knows neither who serves nor who stores"},
 	"internal/lifecycle": {5, nil, "pure: decides, never does"},
+	"internal/timeline":  {5, nil, "pure: tells what the API's types say, whoever watched"},
 	"internal/podspec":   {5, nil, "pure: a Pod in the CRI's words"},
 	"internal/probe":     {5, []string{"internal/cri"}, "asks a container how it is, through the CRI"},
 	"internal/volume":    {5, []string{"internal/sys"}, "files on disk; the runtime mounts them"},
@@ -72,8 +73,8 @@ var house = map[string]rule{
 	"internal/anatomy/local": {10, []string{"internal/anatomy", "internal/runtime"}, "the one face that reads the runtime's records"},
 	"internal/bench":         {9, []string{"internal/cri", "internal/sys"}, "measures any CRI endpoint, and the bare system calls"},
 	"internal/static":        {9, []string{"internal/manifest", "internal/engine", "internal/cri"}, "the engine's pods from a directory"},
-	"internal/play":          {9, []string{"internal/engine", "internal/volume", "internal/logview", "internal/progress", "internal/cri"}, "the engine's pods in the foreground"},
-	"internal/cli": {11, []string{"internal/play", "internal/static", "internal/anatomy", "internal/bench", "internal/logview", "internal/progress",
+	"internal/play":          {9, []string{"internal/engine", "internal/volume", "internal/logview", "internal/progress", "internal/timeline", "internal/cri"}, "the engine's pods in the foreground"},
+	"internal/cli": {11, []string{"internal/play", "internal/static", "internal/anatomy", "internal/bench", "internal/logview", "internal/progress", "internal/timeline",
 		"internal/node", "internal/machine", "internal/manifest", "internal/engine", "internal/image", "internal/cri", "internal/version"}, "flags and tables; no decision of its own"},
 	"cmd/unipod": {12, []string{"internal/cli"}, "main and nothing else"},
 }
@@ -107,6 +108,7 @@ var bans = []ban{
 
 // pure packages decide: what they know of the world is given to them.
 var pure = map[string][]string{
+	"internal/timeline":  {"os", "net", "syscall", "golang.org/x/sys", "os/signal", "math/rand", "math/rand/v2"},
 	"internal/lifecycle": {"os", "net", "syscall", "golang.org/x/sys", "os/signal", "math/rand", "math/rand/v2"},
 	"internal/recipe":    {"net", "os/signal", "math/rand", "math/rand/v2"},
 }
@@ -256,7 +258,7 @@ func TestBans(t *testing.T) {
 func TestClock(t *testing.T) {
 	fset, all := sources(t)
 	for _, s := range all {
-		if s.test || !within(s.dir, "internal/lifecycle") {
+		if s.test || !within(s.dir, "internal/lifecycle") && !within(s.dir, "internal/timeline") {
 			continue
 		}
 		ast.Inspect(s.file, func(n ast.Node) bool {
