@@ -54,13 +54,13 @@ var house = map[string]rule{
 
 	"internal/criserver": {5, []string{"internal/cri"}, "the gRPC face of any runtime"},
 	"internal/manifest":  {5, nil, "text to objects; needs no runtime to be wrong about a field"},
+	"internal/apiserver": {7, nil, "the Kubernetes API; store, keys and node are given to it"},
 	"internal/pki":       {5, nil, "keys and certificates; knows neither who serves nor who stores"},
 	"internal/lifecycle": {5, nil, "pure: decides, never does"},
 	"internal/timeline":  {5, nil, "pure: tells what the API's types say, whoever watched"},
 	"internal/podspec":   {5, nil, "pure: a Pod in the CRI's words"},
 	"internal/probe":     {5, []string{"internal/cri"}, "asks a container how it is, through the CRI"},
 	"internal/volume":    {5, []string{"internal/sys"}, "files on disk; the runtime mounts them"},
-	"internal/store":     {5, nil, "the API's objects on disk; knows no Pod and no node"},
 	"internal/machine":   {6, []string{"internal/podspec"}, "answers podspec's questions about this machine"},
 	"internal/engine": {6, []string{"internal/cri", "internal/lifecycle", "internal/podspec", "internal/probe", "internal/volume", "internal/sys"},
 		"speaks to any CRI runtime, so it may know none"},
@@ -103,8 +103,8 @@ var bans = []ban{
 	{"github.com/google/nftables", []string{"internal/network"}, "one floor speaks nftables"},
 	{"github.com/opencontainers/cgroups", []string{"internal/cgroup", "internal/runtime"}, "one floor knows cgroup drivers (runtime names the types of its figures)"},
 	{"github.com/spf13/cobra", []string{"internal/cli"}, "flags end at the command line"},
-	{"k8s.io/client-go/kubernetes", nil, "the node is not a client of a cluster"},
-	{"k8s.io/kubernetes/pkg/kubelet", []string{"internal/podspec", "internal/volume"}, "its words are kept, its code is not ours to carry (but a few pure helpers)"},
+	{"k8s.io/client-go/kubernetes", []string{"internal/apiserver", "internal/controllers", "internal/scheduler", "internal/agent", "internal/cluster"}, "the runtime and the engine are no clients of a cluster"},
+	{"k8s.io/kubernetes/pkg/kubelet", []string{"internal/podspec", "internal/volume", "internal/apiserver"}, "its words are kept, its code is not ours to carry (but a few pure helpers)"},
 }
 
 // pure packages decide: what they know of the world is given to them.

@@ -1,0 +1,192 @@
+package apiserver
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net/http"
+
+	apiextensions "k8s.io/apiextensions-apiserver/pkg/apiserver"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apimachinery/pkg/util/sets"
+	apimachineryversion "k8s.io/apimachinery/pkg/version"
+	genericapi "k8s.io/apiserver/pkg/endpoints"
+	"k8s.io/apiserver/pkg/endpoints/discovery"
+	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/server/filters"
+	"k8s.io/apiserver/pkg/storage/value"
+	"k8s.io/apiserver/pkg/util/compatibility"
+	"k8s.io/apiserver/pkg/util/proxy"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	basecompatibility "k8s.io/component-base/compatibility"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	"k8s.io/kubernetes/pkg/kubelet/client"
+	"k8s.io/kubernetes/pkg/routes"
+	"k8s.io/kubernetes/pkg/serviceaccount"
+)
+
+// KubernetesVersion is the release whose API this is.
+const KubernetesVersion = "v1.37.2"
+
+// assemble makes the server's parts, in the order in which they need each
+// other. Nothing of it talks to the API yet.
+func (s *Server) assemble(c Config) (*core, error) {
+	config := genericapiserver.NewConfig(legacyscheme.Codecs)
+	config.EffectiveVersion = release{compatibility.DefaultBuildEffectiveVersion()}
+	config.LoopbackClientConfig = s.loopback
+	config.ExternalAddress = externalAddress(c)
+	config.BuildHandlerChainFunc = chain
+	config.SkipOpenAPIInstallation = true
+	config.StorageObjectCountTracker = nil // only priority and fairness counts
+	config.LongRunningFunc = filters.BasicLongRunningRequestCheck(
+		sets.NewString("watch", "proxy"),
+		sets.NewString("attach", "exec", "proxy", "log", "portforward"),
+	)
+	config.AggregatedDiscoveryGroupManager = aggregated.NewResourceManager("apis")
+	config.AddReadyzChecks(notYet(s.ready))
+	resources := servedResources()
+	config.MergedResourceConfig = resources
+	s.config = config
+
+	factory, err := newStorageFactory(resources, config.EffectiveVersion)
+	if err != nil {
+		return nil, fmt.Errorf("how objects are stored: %w", err)
+	}
+	transformer, err := c.PKI.Transformer()
+	if err != nil {
+		return nil, fmt.Errorf("encryption of Secrets: %w", err)
+	}
+	options := &restOptions{decorator: c.Store.Decorator(), factory: factory, encrypted: map[schema.GroupResource]value.Transformer{{Resource: "secrets"}: transformer}}
+	config.RESTOptionsGetter = options
+
+	clientset, err := kubernetes.NewForConfig(s.loopback)
+	if err != nil {
+		return nil, err
+	}
+	s.client = clientset
+	s.shared = informers.NewSharedInformerFactoryWithOptions(clientset, resync, informers.WithTransform(trim))
+
+	keys, err := accountKeys(c.PKI)
+	if err != nil {
+		return nil, err
+	}
+	if config.Authentication, err = authentication(s.stopping, c.PKI, keys, clientset, s.shared); err != nil {
+		return nil, err
+	}
+	if config.Authorization.Authorizer, config.RuleResolver, err = authorization(s.shared); err != nil {
+		return nil, err
+	}
+	transport := proxyTransport()
+	slices, err := proxy.NewEndpointSliceIndexerGetter(s.shared.Discovery().V1().EndpointSlices())
+	if err != nil {
+		return nil, fmt.Errorf("the informer of EndpointSlices: %w", err)
+	}
+	resolver := serviceResolver{s.shared.Core().V1().Services().Lister(), slices}
+	if err := admission(config, resources, s.shared, clientset, resolver, transport); err != nil {
+		return nil, err
+	}
+
+	missing := genericapiserver.NewEmptyDelegateWithCustomHandler(http.NotFoundHandler())
+	if s.crds, err = customResources(*config, options, resolver, missing); err != nil {
+		return nil, err
+	}
+	if s.generic, err = config.Complete(s.shared).New("unipod", s.crds.GenericAPIServer); err != nil {
+		return nil, err
+	}
+	tokens, err := serviceaccount.JWTTokenGenerator(Issuer, c.PKI.ServiceAccountKey())
+	if err != nil {
+		return nil, fmt.Errorf("the key of service account tokens: %w", err)
+	}
+	metadata, err := serviceaccount.NewOpenIDMetadataProvider(Issuer, "", config.ExternalAddress, keys)
+	if err != nil {
+		return nil, fmt.Errorf("the issuer's description: %w", err)
+	}
+	routes.NewOpenIDMetadataServer(metadata).Install(s.generic.Handler.GoRestfulContainer)
+
+	allocators, err := newServiceAllocators(c.ServiceCIDRs, c.NodePorts)
+	if err != nil {
+		return nil, err
+	}
+	group := &core{config: config, resources: resources, factory: factory, client: clientset, tokens: tokens,
+		allocators: allocators, slices: slices, kubelet: c.Kubelet, proxy: transport}
+	return group, s.installGroups(group, clientset)
+}
+
+func (s *Server) installGroups(group *core, clientset *kubernetes.Clientset) error {
+	ages, err := genericapiserver.NewResourceExpirationEvaluatorFromOptions(genericapiserver.ResourceExpirationEvaluatorOptions{
+		CurrentVersion: s.config.EffectiveVersion.EmulationVersion(),
+	})
+	if err != nil {
+		return err
+	}
+	installer := &groupInstaller{
+		server: s.generic,
+		common: genericapi.APIGroupVersion{
+			EquivalentResourceRegistry: s.config.EquivalentResourceRegistry,
+			Admit:                      s.config.AdmissionControl,
+			MinRequestTimeout:          minWatch,
+			Authorizer:                 s.generic.Authorizer,
+			MaxRequestBodyBytes:        s.config.MaxRequestBodyBytes,
+		},
+		models:           newOpenAPIModels(legacyscheme.Scheme, apiextensions.Scheme),
+		discoveryManager: s.config.AggregatedDiscoveryGroupManager,
+		addresses:        discovery.DefaultAddresses{DefaultAddress: s.config.ExternalAddress},
+		ages:             ages,
+		resources:        group.resources,
+	}
+	info, err := group.group()
+	if err != nil {
+		return fmt.Errorf("group core: %w", err)
+	}
+	if err := installer.install(info); err != nil {
+		return err
+	}
+	for _, p := range s.providers(clientset, s.config) {
+		info, err := p.NewRESTStorage(group.resources, s.config.RESTOptionsGetter)
+		if err != nil {
+			return fmt.Errorf("group %s: %w", p.GroupName(), err)
+		}
+		if err := installer.install(&info); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// externalAddress is what discovery tells clients; it must have a port.
+func externalAddress(c Config) string {
+	if c.Advertise.IsValid() {
+		return c.Advertise.String()
+	}
+	return "127.0.0.1:6443"
+}
+
+// proxyTransport reaches pods and Services, which are addresses without names
+// that a certificate could be verified by, as upstream's.
+func proxyTransport() *http.Transport {
+	return utilnet.SetTransportDefaults(&http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}) //nolint:gosec // see above
+}
+
+// noKubelet is the connection of a server without a node.
+type noKubelet struct{}
+
+func (noKubelet) GetConnectionInfo(_ context.Context, node types.NodeName) (*client.ConnectionInfo, error) {
+	return nil, fmt.Errorf("node %s: this API server has no connection to it", node)
+}
+
+// release is what /version says: the release whose code this is, which the
+// build can't know without linker flags.
+type release struct {
+	basecompatibility.EffectiveVersion
+}
+
+func (r release) Info() *apimachineryversion.Info {
+	info := r.EffectiveVersion.Info()
+	info.GitVersion, info.GitTreeState = KubernetesVersion+"+unipod", ""
+	info.GitCommit, info.BuildDate = "", ""
+	return info
+}

@@ -1,0 +1,148 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	schedulingapiv1 "k8s.io/kubernetes/pkg/apis/scheduling/v1"
+	"k8s.io/kubernetes/pkg/controlplane/reconcilers"
+)
+
+const (
+	// kubernetesService is the API's own Service, in the namespace default.
+	kubernetesService = "kubernetes"
+	// retryLater is how long what could not be made is left before it is tried again.
+	retryLater = time.Second
+)
+
+var systemNamespaces = []string{metav1.NamespaceDefault, metav1.NamespaceSystem, metav1.NamespacePublic, corev1.NamespaceNodeLease}
+
+// firstObjects makes what everything else is made in: the system namespaces,
+// and the priority classes of system pods. What is there is left alone.
+func (s *Server) firstObjects() error {
+	ctx := context.WithValue(s.stopping, startingKey{}, true)
+	var group errgroup.Group
+	namespaces := s.shared.Core().V1().Namespaces().Lister()
+	for _, name := range systemNamespaces {
+		if _, err := namespaces.Get(name); err == nil {
+			continue
+		}
+		group.Go(func() error {
+			ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
+			_, err := s.client.CoreV1().Namespaces().Create(ctx, ns, metav1.CreateOptions{})
+			return existsIsFine(err, "namespace", name)
+		})
+	}
+	classes := s.shared.Scheduling().V1().PriorityClasses().Lister()
+	for _, class := range schedulingapiv1.SystemPriorityClasses() {
+		if _, err := classes.Get(class.Name); err == nil {
+			continue
+		}
+		group.Go(func() error {
+			_, err := s.client.SchedulingV1().PriorityClasses().Create(ctx, class, metav1.CreateOptions{})
+			return existsIsFine(err, "priority class", class.Name)
+		})
+	}
+	return group.Wait()
+}
+
+func existsIsFine(err error, kind, name string) error {
+	if err == nil || apierrors.IsAlreadyExists(err) {
+		return nil
+	}
+	return fmt.Errorf("%s %s: %w", kind, name, err)
+}
+
+// laterObjects makes what the API must have but needs not to be ready. What
+// fails is tried again until the server ends.
+func (s *Server) laterObjects(c Config) {
+	for _, o := range []struct {
+		what string
+		make func() error
+	}{
+		{"the Service default/kubernetes", func() error { return s.ownService(c) }},
+		{"the default roles", s.defaultRoles},
+	} {
+		s.group.Go(func() {
+			for {
+				err := o.make()
+				if err == nil || s.stopping.Err() != nil {
+					return
+				}
+				s.log.Error("the API server can't make what it needs; trying again", "what", o.what, "err", err)
+				select {
+				case <-s.stopping.Done():
+					return
+				case <-time.After(retryLater):
+				}
+			}
+		})
+	}
+}
+
+// defaultRoles makes upstream's roles and bindings, and adds to those there
+// are what this release gives them.
+func (s *Server) defaultRoles() error {
+	_, ensure, err := s.roles.PostStartHook()
+	if err != nil {
+		return err
+	}
+	return ensure(genericapiserver.PostStartHookContext{Context: s.stopping, LoopbackClientConfig: s.loopback})
+}
+
+// ownService is how pods reach the API by name.
+func (s *Server) ownService(c Config) error {
+	services := s.client.CoreV1().Services(metav1.NamespaceDefault)
+	_, err := services.Get(s.stopping, kubernetesService, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		ip, err := firstAddress(c.ServiceCIDRs[0])
+		if err != nil {
+			return err
+		}
+		single := corev1.IPFamilyPolicySingleStack
+		_, err = services.Create(s.stopping, &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Name: kubernetesService, Labels: map[string]string{"provider": "kubernetes", "component": "apiserver"}},
+			Spec: corev1.ServiceSpec{
+				ClusterIP:       ip.String(),
+				IPFamilyPolicy:  &single,
+				SessionAffinity: corev1.ServiceAffinityNone,
+				Type:            corev1.ServiceTypeClusterIP,
+				Ports:           []corev1.ServicePort{{Name: "https", Protocol: corev1.ProtocolTCP, Port: 443, TargetPort: intstr.FromInt32(int32(c.Advertise.Port()))}},
+			},
+		}, metav1.CreateOptions{})
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			return err
+		}
+	} else if err != nil {
+		return err
+	}
+	if !c.Advertise.IsValid() || c.Advertise.Addr().IsLoopback() {
+		return nil
+	}
+	adapter := reconcilers.NewEndpointsAdapter(s.client.CoreV1(), s.client.DiscoveryV1())
+	ports := []corev1.EndpointPort{{Name: "https", Protocol: corev1.ProtocolTCP, Port: int32(c.Advertise.Port())}}
+	return reconcilers.NewMasterCountEndpointReconciler(1, adapter).ReconcileEndpoints(kubernetesService, net.IP(c.Advertise.Addr().AsSlice()), ports, true)
+}
+
+// firstAddress is what upstream gives the Service default/kubernetes.
+func firstAddress(cidr *net.IPNet) (netip.Addr, error) {
+	base, ok := netip.AddrFromSlice(cidr.IP)
+	if !ok {
+		return netip.Addr{}, errors.New("service addresses: " + cidr.String() + " is no range")
+	}
+	first := base.Unmap().Next()
+	if !cidr.Contains(first.AsSlice()) {
+		return netip.Addr{}, fmt.Errorf("service addresses: %s has room for none", cidr)
+	}
+	return first, nil
+}

@@ -1,0 +1,80 @@
+package apiserver
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+const (
+	// Slow clients: how long one may take for a request's header, and how long
+	// an idle connection is kept. Upstream's.
+	headerTimeout = 32 * time.Second
+	idleTimeout   = 90 * time.Second
+	maxHeader     = 1 << 20
+	// drain is how long requests may go on after the server was told to end.
+	drain = 5 * time.Second
+
+	maxStreams   = 100
+	streamBuffer = 256 << 10
+)
+
+// Serve answers on a listener, over TLS with the certificate that is valid at
+// the time of each handshake, until ctx ends. Requests under way have a moment
+// to end; watches end at once. It closes the listener.
+func (s *Server) Serve(ctx context.Context, l net.Listener, certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)) error {
+	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	srv := &http.Server{
+		Handler:           s.handler,
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		BaseContext:       func(net.Listener) context.Context { return base },
+		TLSConfig: &tls.Config{
+			MinVersion:     tls.VersionTLS12,
+			GetCertificate: certificate,
+			ClientAuth:     tls.RequestClientCert, // verified by authentication, whose authority may change
+			NextProtos:     []string{"h2", "http/1.1"},
+		},
+	}
+	err := http2.ConfigureServer(srv, &http2.Server{
+		MaxConcurrentStreams:         maxStreams,
+		IdleTimeout:                  idleTimeout,
+		MaxUploadBufferPerStream:     streamBuffer,
+		MaxUploadBufferPerConnection: streamBuffer * maxStreams,
+	})
+	if err != nil {
+		l.Close()
+		return fmt.Errorf("the API's listener %s: %w", l.Addr(), err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- srv.ServeTLS(l, "", "") }()
+	select {
+	case err := <-ended:
+		return fmt.Errorf("the API's listener %s: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+	// Shutdown waits for every request, and watches have no end of their own.
+	timeout, done := context.WithTimeout(base, drain)
+	defer done()
+	go func() {
+		s.config.NonLongRunningRequestWaitGroup.Wait()
+		cancel()
+	}()
+	if err := srv.Shutdown(timeout); err != nil {
+		srv.Close()
+	}
+	if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("the API's listener %s: %w", l.Addr(), err)
+	}
+	return nil
+}

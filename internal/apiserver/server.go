@@ -1,0 +1,217 @@
+// Package apiserver is the Kubernetes API of one machine: upstream's generic
+// server, resource storages, validation, admission and authorization, unchanged,
+// put together over a store that is embedded and without a second API server to
+// agree with.
+//
+// It owns the HTTP face (authentication, RBAC, admission, audit, OpenAPI,
+// custom resources, metrics.k8s.io) and what an API must hold to be of use:
+// the system namespaces, default roles, priority classes and the Service
+// default/kubernetes. It promises that nothing is decided before what decides
+// has been read (Ready), that what is acknowledged is what the store has made
+// durable, and that Secrets reach the store encrypted. A [Server] is safe for
+// concurrent use. Upstream's scheme, feature gates and metrics are the
+// process's: one Server per process.
+//
+// Floor: 7. It imports nothing of unipod: store and keys are given to it.
+package apiserver
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	apiextensions "k8s.io/apiextensions-apiserver/pkg/apiserver"
+	"k8s.io/apimachinery/pkg/api/meta"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apiserver/pkg/registry/generic"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/storage/value"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/kubernetes/pkg/kubelet/client"
+	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
+)
+
+// A Store keeps objects.
+type Store interface {
+	Decorator() generic.StorageDecorator
+}
+
+// PKI is the authority that clients, tokens and Secrets are verified by.
+type PKI interface {
+	CABundlePEM() []byte
+	ClientVerifyOptions() (x509.VerifyOptions, bool)
+	ServiceAccountKey() crypto.Signer
+	ServiceAccountPublicKeys() []any
+	Transformer() (value.Transformer, error)
+}
+
+// Config is what a server is made of.
+type Config struct {
+	Store Store
+	PKI   PKI
+	// Advertise is where pods and clients on this machine reach the API: the
+	// endpoint of the Service default/kubernetes. A loopback address can't be
+	// an endpoint: the Service has none then.
+	Advertise netip.AddrPort
+	// ServiceCIDRs are Services' addresses: one range, or one of each family.
+	ServiceCIDRs []*net.IPNet
+	// NodePorts are upstream's 30000-32767 when empty.
+	NodePorts utilnet.PortRange
+	// Kubelet finds the node's HTTP server, for logs, exec, attach,
+	// port-forward and proxy. Without one those requests fail.
+	Kubelet client.ConnectionInfoGetter
+	Log     *slog.Logger
+}
+
+// A Server is a running API.
+type Server struct {
+	log      *slog.Logger
+	generic  *genericapiserver.GenericAPIServer
+	config   *genericapiserver.Config
+	crds     *apiextensions.CustomResourceDefinitions
+	roles    rbacrest.RESTStorageProvider
+	client   kubernetes.Interface
+	shared   informers.SharedInformerFactory
+	loopback *rest.Config
+	handler  http.Handler
+
+	stop     context.CancelFunc
+	stopping context.Context
+	ready    chan struct{}
+	group    sync.WaitGroup
+	failure  error // why it never got ready; set before stop
+}
+
+// New puts a server together and starts it: it is ready a little later. It
+// runs until ctx ends or Close is called; Close must be called in any case.
+func New(ctx context.Context, c Config) (_ *Server, err error) {
+	if c.Store == nil || c.PKI == nil {
+		return nil, errors.New("the API server needs a store and keys")
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.Kubelet == nil {
+		c.Kubelet = noKubelet{}
+	}
+	if c.NodePorts.Size == 0 {
+		c.NodePorts = utilnet.PortRange{Base: 30000, Size: 2768}
+	}
+	s := &Server{log: c.Log, ready: make(chan struct{})}
+	s.stopping, s.stop = context.WithCancel(ctx)
+	defer func() {
+		if err != nil {
+			s.stop()
+		}
+	}()
+	carrier := &loopback{open: make(chan struct{}), stopping: s.stopping}
+	s.loopback = loopbackConfig(carrier)
+	services, err := s.assemble(c)
+	if err != nil {
+		return nil, fmt.Errorf("the API server: %w", err)
+	}
+	s.handler = gate(s.generic.Handler, s.ready, s.stopping)
+	carrier.serve(s.handler)
+	odd, err := services.allocators.reserve(ctx, services.services)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range odd {
+		s.log.Warn("a Service has what can't be reserved for it", "err", o)
+	}
+	s.generic.PrepareRun()
+	s.group.Go(func() { s.start(c) })
+	return s, nil
+}
+
+// Handler serves the API. Requests that come before the server is ready wait.
+func (s *Server) Handler() http.Handler { return s.handler }
+
+// Loopback is a client's configuration for this process: it is authenticated
+// as system:apiserver of system:masters, by a function call.
+func (s *Server) Loopback() *rest.Config { return rest.CopyConfig(s.loopback) }
+
+// Informers are shared by all of this process: who needs a kind takes its
+// informer here, and starts the factory again. Objects have no managed fields.
+func (s *Server) Informers() informers.SharedInformerFactory { return s.shared }
+
+// Ready is closed when the server decides about requests.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// Wait is for the server to be ready, or says why it never will.
+func (s *Server) Wait(ctx context.Context) error {
+	select {
+	case <-s.ready:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-s.stopping.Done():
+		if s.failure != nil {
+			return s.failure
+		}
+		return errStopped
+	}
+}
+
+// Close ends what New started and waits for it.
+func (s *Server) Close() {
+	s.stop()
+	s.group.Wait()
+	s.shared.Shutdown()
+	s.crds.Informers.Shutdown()
+	s.generic.Destroy()
+}
+
+// start reads what decides about requests and makes what an API must have.
+// Upstream's hooks end the process when they fail, and they fail when their
+// context ends early: theirs lasts until they are through.
+func (s *Server) start(c Config) {
+	s.shared.StartWithContext(s.stopping)
+	s.crds.Informers.Start(s.stopping.Done())
+	if !s.synced() {
+		return
+	}
+	if err := s.firstObjects(); err != nil {
+		s.failure = fmt.Errorf("the API server's first objects: %w", err)
+		s.log.Error("the API server can't start", "err", err)
+		s.stop()
+		return
+	}
+	s.generic.RunPostStartHooks(s.stopping)
+	close(s.ready)
+	s.laterObjects(c)
+}
+
+func (s *Server) synced() bool {
+	if s.shared.WaitForCacheSyncWithContext(s.stopping).Err != nil {
+		return false
+	}
+	return cache.WaitFor(s.stopping, "", s.crds.Informers.Apiextensions().V1().CustomResourceDefinitions().Informer().HasSyncedChecker())
+}
+
+// trim takes from every object in memory what only the API server's writes
+// need: managed fields are half of a small object.
+func trim(obj any) (any, error) {
+	if m, err := meta.Accessor(obj); err == nil && m.GetManagedFields() != nil {
+		m.SetManagedFields(nil)
+	}
+	return obj, nil
+}
+
+const (
+	// resync: nothing here misses events, so nothing has to be told again.
+	resync = 0 * time.Second
+	// minWatch is how long a watch lasts at least, upstream's.
+	minWatch = 30 * time.Minute
+)
