@@ -61,6 +61,7 @@ var house = map[string]rule{
 	"internal/podspec":   {5, nil, "pure: a Pod in the CRI's words"},
 	"internal/probe":     {5, []string{"internal/cri"}, "asks a container how it is, through the CRI"},
 	"internal/volume":    {5, []string{"internal/sys"}, "files on disk; the runtime mounts them"},
+	"internal/store":     {5, nil, "the API's objects on disk; knows no Pod and no node"},
 	"internal/machine":   {6, []string{"internal/podspec"}, "answers podspec's questions about this machine"},
 	"internal/engine": {6, []string{"internal/cri", "internal/lifecycle", "internal/podspec", "internal/probe", "internal/volume", "internal/sys"},
 		"speaks to any CRI runtime, so it may know none"},
