@@ -1,0 +1,171 @@
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	certificates "k8s.io/api/certificates/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apiserver/pkg/server/dynamiccertificates"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/pkg/controller/certificates/approver"
+	"k8s.io/kubernetes/pkg/controller/certificates/cleaner"
+	"k8s.io/kubernetes/pkg/controller/certificates/clustertrustbundlepublisher"
+	"k8s.io/kubernetes/pkg/controller/certificates/rootcacertpublisher"
+	"k8s.io/kubernetes/pkg/controller/certificates/signer"
+	"k8s.io/kubernetes/pkg/controller/clusterroleaggregation"
+	serviceaccountcontroller "k8s.io/kubernetes/pkg/controller/serviceaccount"
+	"k8s.io/kubernetes/pkg/serviceaccount"
+)
+
+// signedFor is the longest life of a certificate that is signed on request;
+// upstream's default.
+const signedFor = 365 * 24 * time.Hour
+
+func newServiceAccount(ctx context.Context, s *set) (loop, error) {
+	client, err := s.client("service-account-controller")
+	if err != nil {
+		return nil, err
+	}
+	core := s.Informers.Core().V1()
+	c, err := serviceaccountcontroller.NewServiceAccountsController(klog.FromContext(ctx), core.ServiceAccounts(), core.Namespaces(), client,
+		serviceaccountcontroller.DefaultServiceAccountsControllerOptions())
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
+}
+
+func newServiceAccountToken(ctx context.Context, s *set) (loop, error) {
+	if s.AccountKey == nil {
+		return nil, nil
+	}
+	client, err := s.client("tokens-controller")
+	if err != nil {
+		return nil, err
+	}
+	tokens, err := serviceaccount.JWTTokenGenerator(serviceaccount.LegacyIssuer, s.AccountKey)
+	if err != nil {
+		return nil, fmt.Errorf("the key of service account tokens: %w", err)
+	}
+	core := s.Informers.Core().V1()
+	c, err := serviceaccountcontroller.NewTokensController(klog.FromContext(ctx), core.ServiceAccounts(), core.Secrets(), client,
+		serviceaccountcontroller.TokensControllerOptions{TokenGenerator: tokens, RootCA: s.RootCA})
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
+}
+
+func newRootCAPublisher(_ context.Context, s *set) (loop, error) {
+	client, err := s.client("root-ca-cert-publisher")
+	if err != nil {
+		return nil, err
+	}
+	core := s.Informers.Core().V1()
+	c, err := rootcacertpublisher.NewPublisher(core.ConfigMaps(), core.Namespaces(), client, s.RootCA)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
+}
+
+func newTrustBundlePublisher(_ context.Context, s *set) (loop, error) {
+	if len(s.RootCA) == 0 {
+		return nil, nil
+	}
+	client, err := s.client("kube-apiserver-serving-clustertrustbundle-publisher")
+	if err != nil {
+		return nil, err
+	}
+	if ok, err := servesTrustBundles(client); err != nil || !ok {
+		return nil, err
+	}
+	ca, err := dynamiccertificates.NewStaticCAContent("kube-apiserver-serving", s.RootCA)
+	if err != nil {
+		return nil, fmt.Errorf("the root CA: %w", err)
+	}
+	c, err := clustertrustbundlepublisher.NewGAClusterTrustBundlePublisher("kubernetes.io/kube-apiserver-serving", ca, client)
+	if err != nil {
+		return nil, err
+	}
+	return c.Run, nil
+}
+
+func servesTrustBundles(client kubernetes.Interface) (bool, error) {
+	list, err := client.Discovery().ServerResourcesForGroupVersion(certificates.SchemeGroupVersion.String())
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("asking the API whether it serves ClusterTrustBundles: %w", err)
+	}
+	for _, r := range list.APIResources {
+		if r.Name == "clustertrustbundles" {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func newClusterRoleAggregation(_ context.Context, s *set) (loop, error) {
+	client, err := s.client("clusterrole-aggregation-controller")
+	if err != nil {
+		return nil, err
+	}
+	c := clusterroleaggregation.NewClusterRoleAggregation(s.Informers.Rbac().V1().ClusterRoles(), client.RbacV1())
+	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
+}
+
+func newCSRSigning(ctx context.Context, s *set) (loop, error) {
+	if s.SigningCert == "" || s.SigningKey == "" {
+		return nil, nil
+	}
+	client, err := s.client("certificate-controller")
+	if err != nil {
+		return nil, err
+	}
+	requests := s.Informers.Certificates().V1().CertificateSigningRequests()
+	var loops []loop
+	for _, make := range []func(context.Context, kubernetes.Interface) (*signer.CSRSigningController, error){
+		func(ctx context.Context, c kubernetes.Interface) (*signer.CSRSigningController, error) {
+			return signer.NewKubeletServingCSRSigningController(ctx, c, requests, s.SigningCert, s.SigningKey, signedFor)
+		},
+		func(ctx context.Context, c kubernetes.Interface) (*signer.CSRSigningController, error) {
+			return signer.NewKubeletClientCSRSigningController(ctx, c, requests, s.SigningCert, s.SigningKey, signedFor)
+		},
+		func(ctx context.Context, c kubernetes.Interface) (*signer.CSRSigningController, error) {
+			return signer.NewKubeAPIServerClientCSRSigningController(ctx, c, requests, s.SigningCert, s.SigningKey, signedFor)
+		},
+		func(ctx context.Context, c kubernetes.Interface) (*signer.CSRSigningController, error) {
+			return signer.NewLegacyUnknownCSRSigningController(ctx, c, requests, s.SigningCert, s.SigningKey, signedFor)
+		},
+	} {
+		c, err := make(ctx, client)
+		if err != nil {
+			return nil, fmt.Errorf("the signing authority: %w", err)
+		}
+		loops = append(loops, func(ctx context.Context) { c.Run(ctx, 1) })
+	}
+	return together(loops...), nil
+}
+
+func newCSRApproving(ctx context.Context, s *set) (loop, error) {
+	client, err := s.client("certificate-controller")
+	if err != nil {
+		return nil, err
+	}
+	c := approver.NewCSRApprovingController(ctx, client, s.Informers.Certificates().V1().CertificateSigningRequests())
+	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
+}
+
+func newCSRCleaner(_ context.Context, s *set) (loop, error) {
+	client, err := s.client("certificate-controller")
+	if err != nil {
+		return nil, err
+	}
+	c := cleaner.NewCSRCleanerController(client.CertificatesV1().CertificateSigningRequests(), s.Informers.Certificates().V1().CertificateSigningRequests())
+	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
+}

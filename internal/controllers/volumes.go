@@ -1,0 +1,110 @@
+package controllers
+
+import (
+	"context"
+	"time"
+
+	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/pkg/controller/volume/ephemeral"
+	"k8s.io/kubernetes/pkg/controller/volume/persistentvolume"
+	"k8s.io/kubernetes/pkg/controller/volume/pvcprotection"
+	"k8s.io/kubernetes/pkg/controller/volume/pvprotection"
+	"k8s.io/kubernetes/pkg/controller/volume/vacprotection"
+	"k8s.io/kubernetes/pkg/volume"
+	"k8s.io/kubernetes/pkg/volume/hostpath"
+	"k8s.io/kubernetes/pkg/volume/nfs"
+)
+
+// rebind is how often claims without a volume are tried again: a volume that
+// appears wakes none of them. Upstream's default.
+const rebind = 15 * time.Second
+
+// volumePlugins can reclaim volumes: hostPath deletes (below /tmp only, as
+// upstream's) and both recycle. local and what a provisioner of its own looks
+// after need no plugin to be bound.
+func volumePlugins() []volume.VolumePlugin {
+	recycler := volume.VolumeConfig{
+		RecyclerMinimumTimeout:   60,
+		RecyclerTimeoutIncrement: 30,
+		RecyclerPodTemplate:      volume.NewPersistentVolumeRecyclerPodTemplate(),
+	}
+	nfsRecycler := recycler
+	nfsRecycler.RecyclerMinimumTimeout = 300
+	nfsRecycler.RecyclerPodTemplate = volume.NewPersistentVolumeRecyclerPodTemplate()
+	return append(hostpath.ProbeVolumePlugins(recycler), nfs.ProbeVolumePlugins(nfsRecycler)...)
+}
+
+func newPersistentVolumeBinder(ctx context.Context, s *set) (loop, error) {
+	client, err := s.client("persistent-volume-binder")
+	if err != nil {
+		return nil, err
+	}
+	core := s.Informers.Core().V1()
+	c, err := persistentvolume.NewController(ctx, persistentvolume.ControllerParameters{
+		KubeClient:                client,
+		SyncPeriod:                rebind,
+		VolumePlugins:             volumePlugins(),
+		VolumeInformer:            core.PersistentVolumes(),
+		ClaimInformer:             core.PersistentVolumeClaims(),
+		ClassInformer:             s.Informers.Storage().V1().StorageClasses(),
+		PodInformer:               core.Pods(),
+		NodeInformer:              core.Nodes(),
+		EnableDynamicProvisioning: true,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c.Run, nil
+}
+
+func newPVCProtection(ctx context.Context, s *set) (loop, error) {
+	client, err := s.client("pvc-protection-controller")
+	if err != nil {
+		return nil, err
+	}
+	core := s.Informers.Core().V1()
+	c, err := pvcprotection.NewPVCProtectionController(klog.FromContext(ctx), core.PersistentVolumeClaims(), core.Pods(), client)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
+}
+
+func newPVProtection(ctx context.Context, s *set) (loop, error) {
+	client, err := s.client("pv-protection-controller")
+	if err != nil {
+		return nil, err
+	}
+	c, err := pvprotection.NewPVProtectionController(klog.FromContext(ctx), s.Informers.Core().V1().PersistentVolumes(), client)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
+}
+
+func newVACProtection(ctx context.Context, s *set) (loop, error) {
+	client, err := s.client("volumeattributesclass-protection-controller")
+	if err != nil {
+		return nil, err
+	}
+	core := s.Informers.Core().V1()
+	c, err := vacprotection.NewVACProtectionController(klog.FromContext(ctx), client, core.PersistentVolumeClaims(), core.PersistentVolumes(),
+		s.Informers.Storage().V1().VolumeAttributesClasses())
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
+}
+
+func newEphemeralVolume(ctx context.Context, s *set) (loop, error) {
+	client, err := s.client("ephemeral-volume-controller")
+	if err != nil {
+		return nil, err
+	}
+	core := s.Informers.Core().V1()
+	c, err := ephemeral.NewController(ctx, client, core.Pods(), core.PersistentVolumeClaims())
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
+}
