@@ -20,7 +20,12 @@ ARGS      ?=
 # The signature library is built in pure Go, so that the binary is static.
 TAGS    := containers_image_openpgp
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS := -s -w -X unipod.dev/unipod/internal/version.Version=$(VERSION)
+# What kubectl and the API say they are: the Kubernetes they were built from.
+KUBE    := $(shell sed -n 's/^\tk8s\.io\/kubernetes \(v[0-9.]*\)$$/\1/p' go.mod)
+kube     = -X k8s.io/component-base/version.$(1)
+LDFLAGS := -s -w -X unipod.dev/unipod/internal/version.Version=$(VERSION) \
+	$(call kube,gitVersion=$(KUBE)) $(call kube,gitMajor=1) $(call kube,gitMinor=$(word 2,$(subst ., ,$(KUBE)))) \
+	$(call kube,gitCommit=$(VERSION)) $(call kube,gitTreeState=clean) $(call kube,buildDate=$(shell git log -1 --format=%cd --date=format:%Y-%m-%dT%H:%M:%SZ 2>/dev/null || echo 1970-01-01T00:00:00Z))
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: all pause build arm64 test test-faults test-cri test-arm64 demo bench figures fuzz lint install uninstall clean

@@ -17,9 +17,13 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"unipod.dev/unipod/internal/kubectl"
+	"unipod.dev/unipod/internal/node"
 )
 
 // Exit codes besides those of containers.
@@ -53,6 +57,10 @@ func usage(format string, args ...any) error {
 // signal's number when a signal ended them).
 func Main(args []string) int {
 	root := newRoot()
+	if len(args) > 1 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd) && kubectl.Has(args[1]) {
+		kubectl.Run(kubectl.Config{Args: args, Run: env("UNIPOD_RUN", node.DefaultRun)})
+		return 0
+	}
 	root.SetArgs(args)
 	err := root.ExecuteContext(context.Background())
 	if err == nil {
@@ -108,16 +116,31 @@ wrong, and nothing was done. play and exec return a container's own code.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	f := cmd.PersistentFlags()
-	f.StringVar(&g.root, "root", env("UNIPOD_ROOT", "/var/lib/unipod"), "directory of what survives a reboot: images, volumes, logs ($UNIPOD_ROOT)")
-	f.StringVar(&g.run, "run", env("UNIPOD_RUN", "/run/unipod"), "directory of what doesn't: records and sockets ($UNIPOD_RUN)")
+	f.StringVar(&g.root, "root", env("UNIPOD_ROOT", node.DefaultRoot), "directory of what survives a reboot: images, volumes, logs ($UNIPOD_ROOT)")
+	f.StringVar(&g.run, "run", env("UNIPOD_RUN", node.DefaultRun), "directory of what doesn't: records and sockets ($UNIPOD_RUN)")
 	f.BoolVar(&g.debug, "debug", false, "log what the node does, to standard error")
+	// A command of kubectl parses its own flags; ours may stand before it.
+	cmd.Flags().AddFlagSet(f)
+	cmd.TraverseChildren = true
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
 		return usage("%w (--help explains)", err)
 	})
 	cmd.CompletionOptions.HiddenDefaultCmd = true
-	cmd.AddCommand(
-		newPlay(g), newServe(g), newPs(g), newLogs(g), newExec(g), newAnatomy(g), newImage(g), newBench(g), newVersion(),
-	)
+	for _, group := range []struct {
+		id, title string
+		commands  []*cobra.Command
+	}{
+		{"pods", "Run pods", []*cobra.Command{newPlay(g), newServe(g)}},
+		{"seen", "Look at what runs", []*cobra.Command{newPs(g), newLogs(g), newExec(g), newAnatomy(g)}},
+		{"node", "The node", []*cobra.Command{newImage(g), newBench(g), newVersion()}},
+	} {
+		cmd.AddGroup(&cobra.Group{ID: group.id, Title: group.title + ":"})
+		for _, c := range group.commands {
+			c.GroupID = group.id
+			cmd.AddCommand(c)
+		}
+	}
+	addKubectl(cmd, g)
 	for _, c := range append(commands(cmd), cmd) {
 		c.Args = usageArgs(c.Args)
 	}

@@ -5,6 +5,7 @@ import (
 	"runtime"
 
 	"github.com/spf13/cobra"
+	kubernetes "k8s.io/component-base/version"
 
 	"unipod.dev/unipod/internal/version"
 )
@@ -12,10 +13,11 @@ import (
 func newVersion() *cobra.Command {
 	return &cobra.Command{
 		Use:     "version",
-		Short:   "Print the version",
-		Example: "  unipod version",
+		Short:   "Print the version, and that of the Kubernetes inside",
+		Example: "  unipod version\n  unipod kubectl version   # and the running node's",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "unipod %s %s/%s %s\n", version.Version, runtime.GOOS, runtime.GOARCH, runtime.Version())
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "unipod %s %s/%s %s, Kubernetes %s\n",
+				version.Version, runtime.GOOS, runtime.GOARCH, runtime.Version(), kubernetes.Get().GitVersion)
 			return err
 		},
 	}
