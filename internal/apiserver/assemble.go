@@ -5,7 +5,10 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net/http"
+	"strings"
 
+	"github.com/emicklei/go-restful/v3"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apiextensions "k8s.io/apiextensions-apiserver/pkg/apiserver"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -123,6 +126,8 @@ func (s *Server) installGroups(group *core, clientset *kubernetes.Clientset) err
 	if err != nil {
 		return err
 	}
+	models := newOpenAPIModels(legacyscheme.Scheme, apiextensions.Scheme)
+	newOpenAPI(models, s.webServices, s.crds.Informers.Apiextensions().V1().CustomResourceDefinitions().Lister()).install(s.generic.Handler.NonGoRestfulMux)
 	installer := &groupInstaller{
 		server: s.generic,
 		common: genericapi.APIGroupVersion{
@@ -132,7 +137,7 @@ func (s *Server) installGroups(group *core, clientset *kubernetes.Clientset) err
 			Authorizer:                 s.generic.Authorizer,
 			MaxRequestBodyBytes:        s.config.MaxRequestBodyBytes,
 		},
-		models:           newOpenAPIModels(legacyscheme.Scheme, apiextensions.Scheme),
+		models:           models,
 		discoveryManager: s.config.AggregatedDiscoveryGroupManager,
 		addresses:        discovery.DefaultAddresses{DefaultAddress: s.config.ExternalAddress},
 		ages:             ages,
@@ -155,6 +160,18 @@ func (s *Server) installGroups(group *core, clientset *kubernetes.Clientset) err
 		}
 	}
 	return nil
+}
+
+// webServices are those that OpenAPI describes: the main server's, and of the
+// custom resources' its own group.
+func (s *Server) webServices() []*restful.WebService {
+	services := s.generic.Handler.GoRestfulContainer.RegisteredWebServices()
+	for _, ws := range s.crds.GenericAPIServer.Handler.GoRestfulContainer.RegisteredWebServices() {
+		if strings.HasPrefix(ws.RootPath(), "/apis/"+apiextensionsv1.GroupName) {
+			services = append(services, ws)
+		}
+	}
+	return services
 }
 
 // externalAddress is what discovery tells clients; it must have a port.
