@@ -44,8 +44,8 @@ func Restore(r io.Reader, dir string) (revision int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return 0, fmt.Errorf("the store's directory: %w", err)
+	if err := makeDir(dir); err != nil {
+		return 0, err
 	}
 	l, err := lock(dir)
 	if err != nil {

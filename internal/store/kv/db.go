@@ -2,6 +2,7 @@ package kv
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -101,10 +102,10 @@ func Open(cfg Config) (*DB, error) {
 	if cfg.Dir == "" {
 		db.state = emptyState()
 	} else {
-		if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
-			return nil, fmt.Errorf("the store's directory: %w", err)
+		err := makeDir(cfg.Dir)
+		if err != nil {
+			return nil, err
 		}
-		var err error
 		if db.lock, err = lock(cfg.Dir); err != nil {
 			return nil, err
 		}
@@ -119,6 +120,7 @@ func Open(cfg Config) (*DB, error) {
 		return true
 	})
 	db.stopped.Go(db.housekeep)
+	poke(db.tidy)
 	return db, nil
 }
 
@@ -237,8 +239,12 @@ func (db *DB) Put(ctx context.Context, key string, value []byte, expires, ifRevi
 	if len(value) > MaxValue {
 		return 0, nil, false, fmt.Errorf("a value of %d bytes; at most %d are stored", len(value), MaxValue)
 	}
-	if value == nil {
-		value = []byte{}
+	if key == "" {
+		return 0, nil, false, errors.New("an empty key")
+	}
+	// Kept for long: what an encoder's buffer has too much is not.
+	if value == nil || cap(value)-len(value) > len(value)/8 {
+		value = append(make([]byte, 0, len(value)), value...)
 	}
 	return db.write(ctx, operation{key: key, value: value, expires: expires}, ifRevision)
 }

@@ -55,7 +55,7 @@ const maxTidyWait = 30 * time.Second
 func (db *DB) housekeep() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	timer := db.clock.NewTimer(0)
+	timer := db.clock.NewTimer(maxTidyWait)
 	defer timer.Stop()
 	for {
 		select {

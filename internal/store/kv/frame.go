@@ -249,7 +249,7 @@ func (f frame) operations() ([]operation, error) {
 			}
 			op.value = append(make([]byte, 0, len(value)), value...)
 		}
-		if !ok || !ok2 || kind != opPut && kind != opDelete || op.key == "" {
+		if !ok || !ok2 || kind != opPut && kind != opDelete || op.key == "" || op.expires < 0 {
 			return nil, errPayload
 		}
 		ops = append(ops, op)
@@ -280,7 +280,7 @@ func (f frame) entries(yield func(*Entry) error) error {
 			return errPayload
 		}
 		expires, ok := d.varint()
-		if !ok {
+		if !ok || expires < 0 {
 			return errPayload
 		}
 		value, ok := d.bytes()
