@@ -54,6 +54,10 @@ type Config struct {
 	// means 65536 IDs per pod, kept in the pod's directory.
 	UserNamespace func(*v1.Pod) (*runtimeapi.UserNamespace, error)
 
+	// Admit is asked once about a pod that is new to the node; a reason rejects
+	// it, with a message. nil takes in all.
+	Admit func(*v1.Pod) (reason, message string)
+
 	// MaxParallelPulls bounds concurrent image pulls; default 3.
 	MaxParallelPulls int
 	// Relist is the period of the safety net that looks at the runtime
@@ -118,6 +122,8 @@ type Record struct {
 	FieldPath string
 	// Container is the name within FieldPath.
 	Container string
+	// Annotations are the event's, if any.
+	Annotations map[string]string
 }
 
 // PodUID names a pod.

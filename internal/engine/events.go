@@ -61,7 +61,7 @@ func (e *Engine) meet(ctx context.Context) error {
 
 // listen keeps the workers told of what happens in the runtime until ctx ends.
 func (e *Engine) listen(ctx context.Context) {
-	e.workers.Add(3)
+	e.workers.Add(2)
 	period := make(chan time.Duration, 1)
 	go func() {
 		defer e.workers.Done()
@@ -70,10 +70,6 @@ func (e *Engine) listen(ctx context.Context) {
 	go func() {
 		defer e.workers.Done()
 		e.rotateLogs(ctx)
-	}()
-	go func() {
-		defer e.workers.Done()
-		e.watchUsage(ctx)
 	}()
 	for ctx.Err() == nil {
 		err := e.cfg.CRI.ContainerEvents(ctx, e.pokeAll, func(ev *runtimeapi.ContainerEventResponse) error {

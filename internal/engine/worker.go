@@ -50,6 +50,8 @@ type worker struct {
 	stops   map[string]context.CancelFunc // by container ID
 	ops     sync.WaitGroup
 	timer   clock.Timer
+	// admitted: the node has been asked whether it takes the pod in.
+	admitted bool
 }
 
 func newWorker(e *Engine, pod *v1.Pod) *worker {
@@ -234,6 +236,9 @@ func (w *worker) step(ctx context.Context) (next time.Time, removed bool) {
 		}
 		return w.e.clock.Now().Add(time.Second), false
 	}
+	if no, rejected := w.admit(pod, view); rejected {
+		events = append(events, no)
+	}
 	state, out := lifecycle.Step(w.state, lifecycle.Input{
 		Now: w.e.clock.Now(), Pod: pod, View: view, Events: events, HostIPs: w.e.cfg.Node.HostIPs,
 	})
@@ -270,11 +275,15 @@ func (w *worker) publish(status *v1.PodStatus) {
 
 // record publishes a sentence about the pod or one of its containers.
 func (w *worker) record(kind, reason, container, message string) {
+	w.annotated(kind, reason, container, message, nil)
+}
+
+func (w *worker) annotated(kind, reason, container, message string, annotations map[string]string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.e.hub.publish(Event{Type: Recorded, Pod: w.shown, Record: &Record{
 		Time: w.e.clock.Now(), Type: kind, Reason: reason, Message: message,
-		Container: container, FieldPath: fieldPath(w.pod, container),
+		Container: container, FieldPath: fieldPath(w.pod, container), Annotations: annotations,
 	}})
 }
 

@@ -77,9 +77,7 @@ func (e VolumesTornDown) apply(s *step) {
 // clear removes what the runtime still holds of a deleted pod and reports when
 // nothing is left.
 func (s *step) clear() (done bool) {
-	for i := range s.in.View.Containers {
-		s.removeContainer(&s.in.View.Containers[i], false)
-	}
+	s.dropContainers()
 	if len(s.in.View.Containers) > 0 {
 		return false
 	}
@@ -89,9 +87,25 @@ func (s *step) clear() (done bool) {
 	return len(s.in.View.Sandboxes) == 0
 }
 
+func (s *step) dropContainers() {
+	for i := range s.in.View.Containers {
+		s.removeContainer(&s.in.View.Containers[i], false)
+	}
+}
+
 func (e Evicted) apply(s *step) {
 	if s.stage == Active && s.evicted == nil {
 		s.evicted = &e
+	}
+}
+
+func (Prune) apply(s *step) { s.pruned = s.pruned || s.stage == Cleared }
+
+// reject is the status of a pod the node did not take in.
+func (s *step) reject(status *v1.PodStatus) v1.PodStatus {
+	return v1.PodStatus{
+		Phase: v1.PodFailed, Reason: s.evicted.Reason, Message: s.evicted.Message,
+		QOSClass: status.QOSClass, StartTime: status.StartTime, ObservedGeneration: status.ObservedGeneration,
 	}
 }
 

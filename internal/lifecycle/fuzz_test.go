@@ -45,6 +45,8 @@ var chaos = []string{
 	"sandbox dies", "lose app", "lose one", "unknown app", "unknown side", "restart engine",
 	"image app b", "ephemeral debug app", "delete 3", "delete 60", "delete 0", "pulled a",
 	"evict Evicted no room",
+	"shutdown",
+	"prune",
 }
 
 // FuzzStory lets anything happen at any time. Whatever it is, no container may

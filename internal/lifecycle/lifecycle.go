@@ -221,12 +221,19 @@ type (
 	// there is no reason to wait any longer.
 	ImagePulled struct{ Image string }
 	// Evicted ends the pod as failed, with this reason and message, within
-	// Grace seconds (nil: the pod's own).
+	// Grace seconds (nil: the pod's own). A pod that has ended by then is left
+	// as it is.
 	Evicted struct {
 		Reason, Message string
 		Grace           *int64
 		Condition       *v1.PodCondition // DisruptionTarget, if any
+		// Rejected: the node never took the pod in; its status says that and
+		// nothing of containers.
+		Rejected bool
 	}
+	// Prune has what an ended pod keeps in the runtime, for logs and exit
+	// codes, removed before the pod is deleted: the node needs the room.
+	Prune struct{}
 )
 
 // Failure is why a container did not start, in kubelet's words.

@@ -218,6 +218,9 @@ func parseRun(text string) (run, error) {
 //	condition <type>=<status>        somebody sets a pod condition
 //	ephemeral <c> <target>           an ephemeral container is added
 //	evict <reason> <message>         the node has no room for it
+//	reject <reason> <message>        the node doesn't take it in
+//	shutdown                         the node is about to go
+//	prune                            the node needs the room of what has ended
 //	pulled <image>                   another pod has pulled it
 func (w *world) happen(what string) {
 	w.say("%s", what)
@@ -265,6 +268,13 @@ func (w *world) happen(what string) {
 		}
 	case "pulled":
 		w.events = append(w.events, ImagePulled{words[1]})
+	case "prune":
+		w.events = append(w.events, Prune{})
+	case "reject":
+		w.events = append(w.events, Evicted{Reason: words[1], Message: strings.Join(words[2:], " "), Rejected: true})
+	case "shutdown":
+		grace := int64(10)
+		w.events = append(w.events, Evicted{Reason: "Terminated", Message: "shutdown", Grace: &grace})
 	case "evict":
 		w.events = append(w.events, Evicted{Reason: words[1], Message: strings.Join(words[2:], " "), Condition: &v1.PodCondition{
 			Type: v1.DisruptionTarget, Status: v1.ConditionTrue, Reason: v1.PodReasonTerminationByKubelet, Message: "The node was low on resource: memory.",

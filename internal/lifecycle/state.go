@@ -36,6 +36,7 @@ type State struct {
 	status, shown *v1.PodStatus
 	grace         *int64 // effective once terminating; only ever shrinks
 	evicted       *Evicted
+	pruned        bool                                // what the ended pod kept in the runtime is to go
 	health        map[string]map[ProbeKind]probeState // by container ID
 
 	volumes      volumeState

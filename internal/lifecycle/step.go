@@ -39,6 +39,14 @@ func Step(state State, in Input) (State, Output) {
 	s.look()
 	s.adopt()
 
+	if s.stage == Active && s.evicted != nil {
+		// What has ended by itself isn't said to have been evicted.
+		late := s.evicted
+		s.evicted = nil
+		if status := s.makeStatus(false); !ended(status.Phase) {
+			s.evicted = late
+		}
+	}
 	if s.stage == Active && (s.pod.DeletionTimestamp != nil || s.evicted != nil || ended(s.pod.Status.Phase)) {
 		s.enter(Terminating)
 	}
@@ -69,6 +77,9 @@ func Step(state State, in Input) (State, Output) {
 	if s.stage == Cleared {
 		s.finalize(&status)
 		s.out.Ended = true
+		if s.pruned {
+			s.dropContainers()
+		}
 		s.out.Removed = s.pod.DeletionTimestamp != nil && s.clear()
 	}
 	s.out.Probes = s.probes()
@@ -79,6 +90,9 @@ func Step(state State, in Input) (State, Output) {
 // publish keeps the status and puts out what others may see of it: that a pod
 // has ended only when nothing of it can run any more.
 func (s *step) publish(status v1.PodStatus) {
+	if s.evicted != nil && s.evicted.Rejected {
+		status = s.reject(&status)
+	}
 	before := s.shown
 	s.status = &status
 	shown := status.DeepCopy()
