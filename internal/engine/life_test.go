@@ -368,27 +368,6 @@ func TestVolumes(t *testing.T) {
 	b.await("the change", func() bool { return content() == "two" })
 }
 
-func TestEmptyDirLimit(t *testing.T) {
-	clk := clocktesting.NewFakeClock(time.Now())
-	b := newBench(t, clk, nil)
-	app := container("app")
-	app.VolumeMounts = []v1.VolumeMount{{Name: "scratch", MountPath: "/scratch"}}
-	pod := newPod("greedy", app)
-	pod.Spec.Volumes = []v1.Volume{{Name: "scratch", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{SizeLimit: ptr.To(resource.MustParse("64Ki"))}}}}
-	b.apply(pod)
-	b.await("Running", func() bool { return b.phase(pod.UID) == v1.PodRunning })
-	file := filepath.Join(b.cfg.Dir, string(pod.UID), "volumes/kubernetes.io~empty-dir/scratch/file")
-	if err := os.WriteFile(file, make([]byte, 100<<10), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	b.pass(clk, time.Second, "Failed", func() bool { return b.phase(pod.UID) == v1.PodFailed })
-	got, _ := b.Get(pod.UID)
-	if want := `Usage of EmptyDir volume "scratch" exceeds the limit "64Ki". `; got.Status.Reason != "Evicted" || got.Status.Message != want {
-		t.Errorf("%s: %q, want %q", got.Status.Reason, got.Status.Message, want)
-	}
-	b.await("the volume's removal", func() bool { _, err := os.Stat(file); return os.IsNotExist(err) })
-}
-
 func TestResize(t *testing.T) {
 	b := newBench(t, clock.RealClock{}, nil)
 	app := container("app")

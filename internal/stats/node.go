@@ -291,3 +291,33 @@ func onFileSystem(dir string, now metav1.Time, used statsapi.FsStats) *statsapi.
 	}
 	return fs
 }
+
+// Separate tells whether images are on another file system than the pods'
+// directories, and whether the containers' layers nevertheless aren't.
+func (p *Provider) Separate(ctx context.Context) (images, split bool, err error) {
+	known, err := p.runtimeFs(ctx)
+	if err != nil {
+		return false, false, err
+	}
+	device := func(path string) (uint64, error) {
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			return 0, &os.PathError{Op: "stat", Path: path, Err: err}
+		}
+		return uint64(st.Dev), nil
+	}
+	pods, err := device(p.cfg.PodsDir)
+	if err != nil {
+		return false, false, err
+	}
+	imageDev, err := device(known.images)
+	if err != nil {
+		return false, false, err
+	}
+	layerDev, err := device(known.containers)
+	if err != nil {
+		return false, false, err
+	}
+	images = imageDev != pods
+	return images, images && layerDev == pods, nil
+}

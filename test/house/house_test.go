@@ -69,6 +69,12 @@ var house = map[string]rule{
 	"internal/engine": {6, []string{"internal/cri", "internal/lifecycle", "internal/podspec", "internal/probe", "internal/volume", "internal/sys"},
 		"speaks to any CRI runtime, so it may know none"},
 
+	"internal/stats":           {6, []string{"internal/cri", "internal/podspec", "internal/volume"}, "measures through the CRI and the kernel, and decides nothing"},
+	"internal/upkeep/eviction": {5, nil, "pure: decides who must go"},
+	"internal/upkeep/imagegc":  {5, nil, "pure: decides which images go"},
+	"internal/upkeep": {7, []string{"internal/upkeep/eviction", "internal/upkeep/imagegc", "internal/cri", "internal/podspec", "internal/engine"},
+		"keeps the node able to run pods, over the engine and the CRI"},
+
 	"internal/node": {7, []string{"internal/cri", "internal/criserver", "internal/runtime", "internal/image", "internal/network", "internal/cgroup",
 		"internal/security", "internal/pause", "internal/sys", "internal/version"}, "the one place where the runtime is put together"},
 
@@ -109,14 +115,16 @@ var bans = []ban{
 	{"github.com/opencontainers/cgroups", []string{"internal/cgroup", "internal/runtime"}, "one floor knows cgroup drivers (runtime names the types of its figures)"},
 	{"github.com/spf13/cobra", []string{"internal/cli", "internal/kubectl"}, "flags end at the command line (kubectl brings its own)"},
 	{"k8s.io/client-go/kubernetes", []string{"internal/apiserver", "internal/controllers", "internal/scheduler", "internal/agent", "internal/cluster"}, "the runtime and the engine are no clients of a cluster"},
-	{"k8s.io/kubernetes/pkg/kubelet", []string{"internal/podspec", "internal/volume", "internal/apiserver"}, "its words are kept, its code is not ours to carry (but a few pure helpers)"},
+	{"k8s.io/kubernetes/pkg/kubelet", []string{"internal/podspec", "internal/volume", "internal/apiserver", "internal/upkeep"}, "its words are kept, its code is not ours to carry (but a few pure helpers)"},
 }
 
 // pure packages decide: what they know of the world is given to them.
 var pure = map[string][]string{
-	"internal/timeline":  {"os", "net", "syscall", "golang.org/x/sys", "os/signal", "math/rand", "math/rand/v2"},
-	"internal/lifecycle": {"os", "net", "syscall", "golang.org/x/sys", "os/signal", "math/rand", "math/rand/v2"},
-	"internal/recipe":    {"net", "os/signal", "math/rand", "math/rand/v2"},
+	"internal/timeline":        {"os", "net", "syscall", "golang.org/x/sys", "os/signal", "math/rand", "math/rand/v2"},
+	"internal/upkeep/eviction": {"os", "net", "syscall", "golang.org/x/sys"},
+	"internal/upkeep/imagegc":  {"os", "net", "syscall", "golang.org/x/sys"},
+	"internal/lifecycle":       {"os", "net", "syscall", "golang.org/x/sys", "os/signal", "math/rand", "math/rand/v2"},
+	"internal/recipe":          {"net", "os/signal", "math/rand", "math/rand/v2"},
 }
 
 type source struct {

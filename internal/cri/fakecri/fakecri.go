@@ -57,6 +57,11 @@ type Runtime struct {
 	Sandbox func(attempt uint32) error
 	// OnExec answers ExecSync; nil succeeds.
 	OnExec func(container string, cmd []string) (output string, code int32, err error)
+	// PodStats and ContainerUsage answer the lists of figures; nil makes them
+	// unimplemented. FsInfo answers ImageFsInfo likewise.
+	PodStats       func() []*runtimeapi.PodSandboxStats
+	ContainerUsage func() []*runtimeapi.ContainerStats
+	FsInfo         *runtimeapi.ImageFsInfoResponse
 	// NoEvents makes ContainerEvents unimplemented, as old runtimes have it.
 	NoEvents bool
 

@@ -2,6 +2,7 @@ package fakecri
 
 import (
 	"context"
+	"slices"
 
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -18,6 +19,28 @@ func (r *Runtime) addImage(name string) *runtimeapi.Image {
 	image := &runtimeapi.Image{Id: "sha256:" + name, RepoTags: []string{name}, Size: 1 << 20, Spec: &runtimeapi.ImageSpec{Image: name}}
 	r.images[name], r.images[image.Id] = image, image
 	return image
+}
+
+// SetImage makes an image present with a size, pinned or not.
+func (r *Runtime) SetImage(name string, size uint64, pinned bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	image := r.addImage(name)
+	image.Size, image.Pinned = size, pinned
+}
+
+// Images are the names of the images present, in order.
+func (r *Runtime) Images() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var names []string
+	for name, image := range r.images {
+		if name != image.Id {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // ListImages implements cri.Images.

@@ -50,8 +50,17 @@ func (r *Runtime) ContainerStats(context.Context, *runtimeapi.ContainerStatsRequ
 }
 
 // ListContainerStats implements cri.Service.
-func (r *Runtime) ListContainerStats(context.Context, *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
-	return nil, unimplemented("ListContainerStats")
+func (r *Runtime) ListContainerStats(_ context.Context, req *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
+	if r.ContainerUsage == nil {
+		return nil, unimplemented("ListContainerStats")
+	}
+	resp := &runtimeapi.ListContainerStatsResponse{}
+	for _, st := range r.ContainerUsage() {
+		if selects(req.GetFilter().GetLabelSelector(), st.Attributes.Labels) {
+			resp.Stats = append(resp.Stats, st)
+		}
+	}
+	return resp, nil
 }
 
 // PodSandboxStats implements cri.Service.
@@ -60,8 +69,17 @@ func (r *Runtime) PodSandboxStats(context.Context, *runtimeapi.PodSandboxStatsRe
 }
 
 // ListPodSandboxStats implements cri.Service.
-func (r *Runtime) ListPodSandboxStats(context.Context, *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
-	return nil, unimplemented("ListPodSandboxStats")
+func (r *Runtime) ListPodSandboxStats(_ context.Context, req *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
+	if r.PodStats == nil {
+		return nil, unimplemented("ListPodSandboxStats")
+	}
+	resp := &runtimeapi.ListPodSandboxStatsResponse{}
+	for _, st := range r.PodStats() {
+		if selects(req.GetFilter().GetLabelSelector(), st.Attributes.Labels) {
+			resp.Stats = append(resp.Stats, st)
+		}
+	}
+	return resp, nil
 }
 
 // ListMetricDescriptors implements cri.Service.
@@ -76,5 +94,8 @@ func (r *Runtime) ListPodSandboxMetrics(context.Context, *runtimeapi.ListPodSand
 
 // ImageFsInfo implements cri.Service.
 func (r *Runtime) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
-	return nil, unimplemented("ImageFsInfo")
+	if r.FsInfo == nil {
+		return nil, unimplemented("ImageFsInfo")
+	}
+	return r.FsInfo, nil
 }
