@@ -221,19 +221,23 @@ func (g *global) playObjects(ctx context.Context, objects *manifest.Objects, cfg
 	if !cfg.Quiet {
 		service = &pullsShown{Service: service, images: n.Images(), screen: cfg.Screen}
 	}
-	e, err := newEngine(service, g.root, engine.Config{
-		Dir: claim.PodsDir(), LogDir: claim.LogDir(), KeepLogs: true, Objects: objectSource{objects},
-	})
+	ecfg := engine.Config{Dir: claim.PodsDir(), LogDir: claim.LogDir(), KeepLogs: true, Objects: objectSource{objects}}
+	e, err := newEngine(service, g.root, ecfg)
+	if err != nil {
+		return exitFailure, err
+	}
+	limits, err := newLimitKeeper(service, e, ecfg)
 	if err != nil {
 		return exitFailure, err
 	}
 	running, stop := context.WithCancel(ctx)
-	done := make(chan error, 1)
+	done := make(chan error, 2)
 	go func() { done <- e.Run(running) }()
+	go func() { done <- limits.Run(running) }()
 	cfg.Engine, cfg.LogDir = e, claim.LogDir()
 	code, err = play.Run(ctx, cfg)
 	stop()
-	err = errors.Join(err, <-done)
+	err = errors.Join(err, <-done, <-done)
 	if n.InProcess() {
 		err = errors.Join(err, waitForOthers(ctx, claim, cfg))
 	}

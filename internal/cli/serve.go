@@ -10,17 +10,20 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+	v1 "k8s.io/api/core/v1"
 
 	"unipod.dev/unipod/internal/engine"
 	"unipod.dev/unipod/internal/node"
 	"unipod.dev/unipod/internal/play"
 	"unipod.dev/unipod/internal/static"
+	"unipod.dev/unipod/internal/upkeep"
 )
 
 type serveFlags struct {
 	only, manifests, bridge, ipv4, ipv6, cni string
 	cgroupDriver, cgroupParent               string
 	streamAddress, streamCert, streamKey     string
+	upkeep                                   upkeepFlags
 }
 
 func newServe(g *global) *cobra.Command {
@@ -61,12 +64,17 @@ pause, and the next unipod serve adopts them.`,
 	fl.StringVar(&f.cgroupParent, "cgroup-parent", "", "control group of pods that name none")
 	fl.StringVar(&f.streamAddress, "stream-address", "", "address that exec, attach and port-forward are served on (default 127.0.0.1, any port)")
 	fl.StringVar(&f.streamCert, "stream-tls-cert", "", "certificate (PEM) to serve them with over TLS")
+	f.upkeep.add(fl)
 	fl.StringVar(&f.streamKey, "stream-tls-key", "", "and its key")
 	return cmd
 }
 
 func (g *global) serve(cmd *cobra.Command, f serveFlags) (err error) {
 	if err := needRoot(); err != nil {
+		return err
+	}
+	pressure, images, err := f.upkeep.policies()
+	if err != nil {
 		return err
 	}
 	g.logging(cmd.ErrOrStderr(), slog.LevelInfo) // a node's log is its face
@@ -91,14 +99,22 @@ func (g *global) serve(cmd *cobra.Command, f serveFlags) (err error) {
 		return nil
 	}
 	objects := &static.Objects{}
-	e, err := newEngine(n.CRI(), g.root, engine.Config{
+	var keeper *upkeep.Keeper
+	ecfg := engine.Config{
 		Dir: filepath.Join(g.root, "pods"), LogDir: filepath.Join(g.root, "logs"), Objects: objects,
-	})
+		Admit: func(pod *v1.Pod) (string, string) { return keeper.Admit(pod) }, // it is there before the engine runs
+	}
+	e, err := newEngine(n.CRI(), g.root, ecfg)
+	if err != nil {
+		return err
+	}
+	keeper, err = upkeep.New(upkeep.Config{CRI: n.CRI(), Engine: e, Stats: newStats(n.CRI(), e, ecfg), Eviction: pressure, Images: images})
 	if err != nil {
 		return err
 	}
 	group, gctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return e.Run(gctx) })
+	group.Go(func() error { return keeper.Run(gctx) })
 	group.Go(func() error {
 		return static.Run(gctx, static.Config{Dir: f.manifests, Engine: e, Objects: objects, Runtime: n.CRI()})
 	})

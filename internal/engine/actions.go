@@ -11,6 +11,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	v1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"unipod.dev/unipod/internal/lifecycle"
@@ -171,18 +173,36 @@ func (w *worker) runSandbox(ctx context.Context, pod *v1.Pod, attempt uint32) er
 	if err != nil {
 		return err
 	}
-	if c := pod.Spec.RuntimeClassName; c != nil && *c != "" {
-		return fmt.Errorf("failed to get sandbox runtime: RuntimeClass.node.k8s.io %q not found", *c)
+	handler, err := w.e.runtimeHandler(pod)
+	if err != nil {
+		return err
 	}
 	if err := os.MkdirAll(config.LogDirectory, 0o755); err != nil {
 		return fmt.Errorf("creating the log directory: %w", err)
 	}
-	resp, err := w.e.cfg.CRI.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
+	resp, err := w.e.cfg.CRI.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
 	if err != nil {
 		return err
 	}
 	w.log.Info("sandbox created", "sandbox", resp.PodSandboxId, "attempt", attempt)
 	return nil
+}
+
+// runtimeHandler is the runtime's name for how the pod's RuntimeClass is run;
+// pods without one are run as the runtime likes.
+func (e *Engine) runtimeHandler(pod *v1.Pod) (string, error) {
+	class := pod.Spec.RuntimeClassName
+	switch {
+	case class == nil || *class == "":
+		return "", nil
+	case e.cfg.RuntimeHandler == nil:
+		return "", apierrors.NewNotFound(nodev1.Resource("runtimeclass"), *class)
+	}
+	handler, err := e.cfg.RuntimeHandler(*class)
+	if err != nil && !apierrors.IsNotFound(err) {
+		err = fmt.Errorf("failed to lookup RuntimeClass %s: %w", *class, err)
+	}
+	return handler, err
 }
 
 // sandboxConfig is the sandbox's configuration; it is the same at every call

@@ -54,6 +54,9 @@ type Config struct {
 	// means 65536 IDs per pod, kept in the pod's directory.
 	UserNamespace func(*v1.Pod) (*runtimeapi.UserNamespace, error)
 
+	// RuntimeHandler finds the handler of a RuntimeClass; a class that doesn't
+	// exist is an error for which apierrors.IsNotFound is true. nil knows none.
+	RuntimeHandler func(class string) (string, error)
 	// Admit is asked once about a pod that is new to the node; a reason rejects
 	// it, with a message. nil takes in all.
 	Admit func(*v1.Pod) (reason, message string)

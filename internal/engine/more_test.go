@@ -1,14 +1,17 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/clock"
@@ -145,5 +148,69 @@ func TestPullSecrets(t *testing.T) {
 	}
 	if auths, _, err := b.images.credentials(pod, "elsewhere.test/app:1"); err != nil || len(auths) != 0 {
 		t.Errorf("elsewhere: %d credentials, %v", len(auths), err)
+	}
+}
+
+func TestRuntimeClass(t *testing.T) {
+	b := newBench(t, clock.RealClock{}, func(c *Config, _ *fakecri.Runtime) {
+		c.RuntimeHandler = func(class string) (string, error) {
+			switch class {
+			case "mine":
+				return "unipod", nil
+			case "broken":
+				return "", errors.New("no answer")
+			}
+			return "", apierrors.NewNotFound(nodev1.Resource("runtimeclass"), class)
+		}
+	})
+	for class, want := range map[string]string{
+		"other":  `Failed to create pod sandbox: runtimeclass.node.k8s.io "other" not found`,
+		"broken": `Failed to create pod sandbox: failed to lookup RuntimeClass broken: no answer`,
+	} {
+		pod := newPod(class, container("app"))
+		pod.Spec.RuntimeClassName = &class
+		b.apply(pod)
+		b.await(want, func() bool { return b.has("FailedCreatePodSandBox: " + want) })
+	}
+	b.rt.Calls()
+	pod := newPod("mine", container("app"))
+	pod.Spec.RuntimeClassName = ptr.To("mine")
+	b.apply(pod)
+	b.await("Running", func() bool { return b.phase(pod.UID) == v1.PodRunning })
+	if calls := b.rt.Calls(); !slices.Contains(calls, "RunPodSandbox mine/0 by unipod") {
+		t.Errorf("calls %q", calls)
+	}
+}
+
+// TestRejected: what the node doesn't take in never reaches the runtime; what
+// it took in once is asked about no more.
+func TestRejected(t *testing.T) {
+	full := atomic.Bool{}
+	b := newBench(t, clock.RealClock{}, func(c *Config, _ *fakecri.Runtime) {
+		c.Admit = func(*v1.Pod) (string, string) {
+			if full.Load() {
+				return "Full", "no room"
+			}
+			return "", ""
+		}
+	})
+	first := newPod("first", container("app"))
+	b.apply(first)
+	b.await("Running", func() bool { return b.phase(first.UID) == v1.PodRunning })
+	b.rt.Calls()
+	full.Store(true)
+	second := newPod("second", container("app"))
+	b.apply(second)
+	b.await("its refusal", func() bool { return b.phase(second.UID) == v1.PodFailed })
+	got, _ := b.Get(second.UID)
+	if got.Status.Reason != "Full" || got.Status.Message != "Pod was rejected: no room" || !b.has("Full: no room") {
+		t.Errorf("%+v", got.Status)
+	}
+	first.Labels = map[string]string{"new": "label"}
+	b.apply(first)
+	b.Delete(second.UID, nil)
+	b.await("its removal", func() bool { return b.phase(second.UID) == "gone" })
+	if calls := b.rt.Calls(); len(calls) != 0 || b.phase(first.UID) != v1.PodRunning {
+		t.Errorf("calls %q, the first is %s", calls, b.phase(first.UID))
 	}
 }

@@ -76,10 +76,6 @@ func join(path, key string) string {
 	return path + "." + key
 }
 
-// notEnforced is said of limits that a cluster's node enforces by evicting the
-// pod.
-const notEnforced = "the limit is not enforced: this node doesn't evict pods yet"
-
 // judge applies the rules of the fields whose verdict depends on their value.
 // The pod is as the manifest has it, before defaulting.
 func (r *reader) judge(it *item, pod *v1.Pod) {
@@ -93,12 +89,6 @@ func (r *reader) judge(it *item, pod *v1.Pod) {
 	r.judgePriority(it, spec)
 	r.judgeServiceAccount(it, spec)
 	r.judgeNode(it, pod)
-	for i, v := range spec.Volumes {
-		// The kernel keeps the limits of the other media.
-		if v.EmptyDir != nil && v.EmptyDir.SizeLimit != nil && v.EmptyDir.Medium == v1.StorageMediumDefault {
-			r.warn(it, fmt.Sprintf("spec.volumes[%d].emptyDir.sizeLimit", i), notEnforced)
-		}
-	}
 	for list, containers := range map[string][]v1.Container{"spec.initContainers": spec.InitContainers, "spec.containers": spec.Containers} {
 		for i := range containers {
 			r.judgeResources(it, fmt.Sprintf("%s[%d].resources", list, i), &containers[i].Resources)
@@ -177,9 +167,6 @@ func (r *reader) judgeResources(it *item, path string, res *v1.ResourceRequireme
 				r.fail(it, path+"."+kind+"["+string(name)+"]", errdefs.ErrNotImplemented, "not supported: the node has no such resource, nor device plugins that could offer it")
 			}
 		}
-	}
-	if !res.Limits.StorageEphemeral().IsZero() {
-		r.warn(it, path+".limits[ephemeral-storage]", notEnforced)
 	}
 }
 

@@ -72,7 +72,7 @@ func (r *Runtime) checkSandbox(config *runtimeapi.PodSandboxConfig, handler stri
 		return invalid("sandbox config must include a name and a uid in its metadata")
 	}
 	if handler != "" && handler != Handler {
-		return fmt.Errorf("no runtime for %q is configured: %w", handler, errdefs.ErrNotFound)
+		return fmt.Errorf("failed to get sandbox runtime: no runtime for %q is configured: %w", handler, errdefs.ErrNotFound)
 	}
 	if strings.ContainsRune(config.LogDirectory, 0) || strings.ContainsRune(config.Hostname, 0) {
 		return invalid("sandbox config holds a NUL byte")

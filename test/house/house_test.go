@@ -87,7 +87,7 @@ var house = map[string]rule{
 	"internal/play":          {9, []string{"internal/engine", "internal/volume", "internal/logview", "internal/progress", "internal/timeline", "internal/cri"}, "the engine's pods in the foreground"},
 	"internal/kubectl":       {10, nil, "upstream's commands on the node's kubeconfig; knows nothing else of a node"},
 	"internal/cli": {11, []string{"internal/kubectl", "internal/play", "internal/static", "internal/anatomy", "internal/bench", "internal/logview", "internal/progress", "internal/timeline",
-		"internal/node", "internal/machine", "internal/manifest", "internal/engine", "internal/image", "internal/cri", "internal/version"}, "flags and tables; no decision of its own"},
+		"internal/node", "internal/machine", "internal/manifest", "internal/engine", "internal/image", "internal/cri", "internal/version", "internal/stats", "internal/upkeep"}, "flags and tables; no decision of its own"},
 	"cmd/unipod": {12, []string{"internal/cli"}, "main and nothing else"},
 }
 

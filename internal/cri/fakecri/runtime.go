@@ -23,7 +23,11 @@ func (r *Runtime) RunPodSandbox(_ context.Context, req *runtimeapi.RunPodSandbox
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	m := req.Config.Metadata
-	r.called("RunPodSandbox %s/%d", m.Name, m.Attempt)
+	if h := req.RuntimeHandler; h != "" {
+		r.called("RunPodSandbox %s/%d by %s", m.Name, m.Attempt, h)
+	} else {
+		r.called("RunPodSandbox %s/%d", m.Name, m.Attempt)
+	}
 	if r.Sandbox != nil {
 		if err := r.Sandbox(m.Attempt); err != nil {
 			return nil, err

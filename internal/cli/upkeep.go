@@ -1,0 +1,86 @@
+package cli
+
+import (
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"unipod.dev/unipod/internal/cri"
+	"unipod.dev/unipod/internal/engine"
+	"unipod.dev/unipod/internal/stats"
+	"unipod.dev/unipod/internal/upkeep"
+	"unipod.dev/unipod/internal/upkeep/eviction"
+	"unipod.dev/unipod/internal/upkeep/imagegc"
+)
+
+// upkeepFlags are kubelet's of the same names.
+type upkeepFlags struct {
+	hard, soft, grace, reclaim []string
+	maxPodGrace                int
+	transition                 time.Duration
+	images                     imagegc.Policy
+}
+
+func (f *upkeepFlags) add(fl *pflag.FlagSet) {
+	var hard []string
+	for _, s := range []string{"memory.available", "nodefs.available", "nodefs.inodesFree", "imagefs.available", "imagefs.inodesFree"} {
+		hard = append(hard, s+"<"+eviction.DefaultHard[s])
+	}
+	fl.StringSliceVar(&f.hard, "eviction-hard", hard, "what the node may run short of before it ends pods for it; \"\" for nothing")
+	fl.StringSliceVar(&f.soft, "eviction-soft", nil, "likewise, when it stays so for the grace period (memory.available<1.5Gi)")
+	fl.StringSliceVar(&f.grace, "eviction-soft-grace-period", nil, "grace periods of --eviction-soft (memory.available=1m30s)")
+	fl.StringSliceVar(&f.reclaim, "eviction-minimum-reclaim", nil, "how much more is got back (imagefs.available=2Gi)")
+	fl.IntVar(&f.maxPodGrace, "eviction-max-pod-grace-period", 0, "seconds that pods ended for --eviction-soft get at most")
+	fl.DurationVar(&f.transition, "eviction-pressure-transition-period", eviction.DefaultTransition, "how long the node counts as short of something afterwards")
+	fl.IntVar(&f.images.High, "image-gc-high-threshold", imagegc.Default.High, "percent of its disk in use from which on unused images are removed; 100 for never")
+	fl.IntVar(&f.images.Low, "image-gc-low-threshold", imagegc.Default.Low, "percent in use that removing aims at")
+	fl.DurationVar(&f.images.MinAge, "minimum-image-ttl-duration", imagegc.Default.MinAge, "how long an unused image is kept at least")
+	fl.DurationVar(&f.images.MaxAge, "image-maximum-gc-age", 0, "how long an unused image is kept at most (default: for ever)")
+}
+
+// policies are what the flags say.
+func (f *upkeepFlags) policies() (eviction.Policy, imagegc.Policy, error) {
+	p := eviction.Policy{MaxPodGrace: time.Duration(f.maxPodGrace) * time.Second, Transition: f.transition}
+	var parts [4]map[string]string
+	for i, flag := range []struct {
+		name, separator string
+		values          []string
+	}{
+		{"eviction-hard", "<", f.hard}, {"eviction-soft", "<", f.soft}, {"eviction-soft-grace-period", "=", f.grace}, {"eviction-minimum-reclaim", "=", f.reclaim},
+	} {
+		parts[i] = map[string]string{}
+		for _, v := range flag.values {
+			if v == "" {
+				continue
+			}
+			key, value, ok := strings.Cut(v, flag.separator)
+			if !ok {
+				return p, f.images, usage("--%s %q: not of the form signal%svalue", flag.name, v, flag.separator)
+			}
+			parts[i][strings.TrimSpace(key)] = strings.TrimSpace(value)
+		}
+	}
+	var err error
+	if p.Thresholds, err = eviction.Parse(parts[0], parts[1], parts[2], parts[3]); err != nil {
+		return p, f.images, usage("%v", err)
+	}
+	if err := f.images.Check(); err != nil {
+		return p, f.images, usage("%v", err)
+	}
+	if f.maxPodGrace < 0 || f.transition < 0 {
+		return p, f.images, usage("--eviction-max-pod-grace-period and --eviction-pressure-transition-period can't be negative")
+	}
+	return p, f.images, nil
+}
+
+// newStats measures what an engine's pods use.
+func newStats(service cri.Service, e *engine.Engine, cfg engine.Config) *stats.Provider {
+	return stats.New(stats.Config{CRI: service, NodeName: cfg.NodeName, PodsDir: cfg.Dir, LogDir: cfg.LogDir, Pods: e.Pods, Volumes: e.Usages})
+}
+
+// newLimitKeeper keeps the limits of storage of an engine's pods, and nothing
+// of the node's: that is its node's business.
+func newLimitKeeper(service cri.Service, e *engine.Engine, cfg engine.Config) (*upkeep.Keeper, error) {
+	return upkeep.New(upkeep.Config{CRI: service, Engine: e, Stats: newStats(service, e, cfg), Images: imagegc.Policy{High: 100}})
+}
