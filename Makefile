@@ -4,6 +4,7 @@
 #   make test       run every test, as root, with the race detector
 #   make test-faults   kill the node at every point of a pod's life
 #   make test-cri   run critest, the CRI's conformance tool
+#   make test-kubelet   run static pods under a real kubelet
 #   make demo       play the example pod
 #   make bench      measure it, beside the floor and the peers installed here
 #   make fuzz       fuzz every parser of foreign input (FUZZTIME=10s each)
@@ -28,7 +29,7 @@ LDFLAGS := -s -w -X unipod.dev/unipod/internal/version.Version=$(VERSION) \
 	$(call kube,gitCommit=$(VERSION)) $(call kube,gitTreeState=clean) $(call kube,buildDate=$(shell git log -1 --format=%cd --date=format:%Y-%m-%dT%H:%M:%SZ 2>/dev/null || echo 1970-01-01T00:00:00Z))
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: all pause build arm64 test test-faults test-cri test-arm64 demo bench figures fuzz lint install uninstall clean
+.PHONY: all pause build arm64 test test-faults test-cri test-kubelet test-arm64 demo bench figures fuzz lint install uninstall clean
 
 all: build
 
@@ -60,6 +61,11 @@ test-faults: build
 test-cri: build
 	@scripts/deps.sh cri
 	$(SUDO) env CRITEST_IMAGE_SCRIPT=$(CRITEST_IMAGE_SCRIPT) PATH="$$PATH" test/critest/run.sh bin/unipod
+
+# A real kubelet over the runtime. Building it takes minutes the first time.
+test-kubelet: build
+	@scripts/deps.sh kubelet
+	$(SUDO) env PATH="$$PATH" test/kubelet/run.sh bin/unipod
 
 # pause's arm64 program under qemu-user, driven by the Go client.
 test-arm64:

@@ -2,7 +2,7 @@
 # Installs the Debian packages that a task of the Makefile needs, and only
 # those that are missing.
 #
-#   scripts/deps.sh build|arm64|demo|test|fuzz|cri|lint ...
+#   scripts/deps.sh build|arm64|demo|test|fuzz|cri|kubelet|lint ...
 set -euo pipefail
 
 packages_for() {
@@ -15,9 +15,10 @@ packages_for() {
 	test) echo gcc libc6-dev make busybox-static docker-registry iproute2 nftables procps jq curl gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static ;;
 	fuzz) echo clang libclang-rt-14-dev ;;
 	cri) echo jq curl util-linux ;;
+	kubelet) echo busybox-static jq curl iproute2 procps util-linux ;;
 	lint) echo shellcheck ;;
 	*)
-		echo "deps.sh: unknown task $1 (build, arm64, demo, test, fuzz, cri, lint)" >&2
+		echo "deps.sh: unknown task $1 (build, arm64, demo, test, fuzz, cri, kubelet, lint)" >&2
 		exit 2
 		;;
 	esac

@@ -136,7 +136,21 @@ func TestImageVolumes(t *testing.T) {
 	w := newWorld(t)
 	p := w.pod("imagevol")
 	vol := func(at, sub, image string) containerMod {
-		return mounting(&runtimeapi.Mount{ContainerPath: at, ImageSubPath: sub, Image: &runtimeapi.ImageSpec{Image: image}})
+		return mounting(&runtimeapi.Mount{ContainerPath: at, ImageSubPath: sub, Readonly: true, Image: &runtimeapi.ImageSpec{Image: image}})
+	}
+	id, err := p.create("ref", []string{"true"}, vol("/i", "", testImage))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st := w.status(id); st.Mounts[0].Image.ImageRef != st.ImageId || st.ImageId == "" {
+		t.Errorf("the volume's image is %q, want that of the container's image, %q", st.Mounts[0].Image.ImageRef, st.ImageId)
+	}
+	// Its creation fails, not its start.
+	for _, refused := range []containerMod{vol("/i", "no/such", testImage), vol("/i", "", "localhost/none"),
+		mounting(&runtimeapi.Mount{ContainerPath: "/i", Image: &runtimeapi.ImageSpec{Image: testImage}})} {
+		if id, err := p.create("refused", []string{"true"}, refused); err == nil {
+			t.Errorf("%s was made", id)
+		}
 	}
 	p.check(t, "cat /i/etc/group | head -n 1; ls /e; touch /i/x 2>/dev/null; echo $?; echo x 2>/dev/null >>/e/passwd; echo $?", "root:x:0: group passwd 1 1",
 		vol("/i", "", testImage), vol("/e", "etc", testImage))

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"unipod.dev/unipod/internal/fault"
@@ -39,6 +41,9 @@ func (r *Runtime) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	img, err := r.cfg.Images.Get(ctx, config.Image.Image)
 	if err != nil {
 		return nil, fmt.Errorf("failed to resolve image %q: %w", config.Image.Image, err)
+	}
+	if config, err = r.withImageRefs(ctx, config); err != nil {
+		return nil, err
 	}
 	recorded, err := marshalConfig(config)
 	if err != nil {
@@ -103,11 +108,36 @@ func checkContainer(config *runtimeapi.ContainerConfig) error {
 		if mnt.GetImage().GetImage() == "" && !filepath.IsAbs(mnt.HostPath) {
 			return invalid("container %q: mount at %s: host_path %q is not absolute", m.Name, mnt.ContainerPath, mnt.HostPath)
 		}
+		if mnt.GetImage().GetImage() != "" && !mnt.Readonly {
+			return invalid("container %q: mount at %s: an image can only be mounted readonly", m.Name, mnt.ContainerPath)
+		}
 		if mnt.RecursiveReadOnly && (!mnt.Readonly || mnt.Propagation != runtimeapi.MountPropagation_PROPAGATION_PRIVATE) {
 			return invalid("container %q: mount at %s: recursive_read_only needs readonly and private propagation", m.Name, mnt.ContainerPath)
 		}
 	}
 	return nil
+}
+
+// withImageRefs returns the request with what its image volumes are, at this
+// time, written into it: ContainerStatus tells, and a name may come to mean
+// another image.
+func (r *Runtime) withImageRefs(ctx context.Context, config *runtimeapi.ContainerConfig) (*runtimeapi.ContainerConfig, error) {
+	isImage := func(m *runtimeapi.Mount) bool { return m.GetImage().GetImage() != "" }
+	if !slices.ContainsFunc(config.Mounts, isImage) {
+		return config, nil
+	}
+	config = proto.Clone(config).(*runtimeapi.ContainerConfig)
+	for _, m := range config.Mounts {
+		if !isImage(m) {
+			continue
+		}
+		img, err := r.cfg.Images.Get(ctx, m.Image.Image)
+		if err != nil {
+			return nil, fmt.Errorf("container %q: mount at %s: failed to resolve image %q: %w", config.Metadata.Name, m.ContainerPath, m.Image.Image, err)
+		}
+		m.Image.ImageRef = img.ID
+	}
+	return config, nil
 }
 
 // containerName is the name under which a container is reserved:
@@ -172,6 +202,9 @@ func (r *Runtime) makeContainer(ctx context.Context, c *container, img *image.Im
 	}
 	fault.Point("create.mounted")
 	undo.add(func() { c.rootfs.Close() })
+	if err := r.tryImageVolumes(ctx, c); err != nil {
+		return err
+	}
 	if err := c.resolve(img); err != nil {
 		return err
 	}

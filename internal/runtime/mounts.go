@@ -68,10 +68,10 @@ func (r *Runtime) prepareMounts(ctx context.Context, c *container, label string)
 	slices.SortStableFunc(wanted, func(a, b *runtimeapi.Mount) int {
 		return strings.Count(path.Clean(a.ContainerPath), "/") - strings.Count(path.Clean(b.ContainerPath), "/")
 	})
-	for i, m := range wanted {
+	for _, m := range wanted {
 		var src *os.File
 		if m.GetImage().GetImage() != "" {
-			src, err = r.imageVolume(ctx, c, m, i)
+			src, err = r.imageVolume(ctx, c, m)
 		} else {
 			src, err = hostMount(m, userns, label)
 		}
@@ -245,13 +245,34 @@ func peerGroup(f *os.File) (shared, slave bool, err error) {
 	return false, false, fmt.Errorf("the mount of %s is not in the mount table: %w", f.Name(), errors.Join(lines.Err(), unix.ENOENT))
 }
 
-// imageVolume mounts an image read-only, as KEP-4639 has it.
-func (r *Runtime) imageVolume(ctx context.Context, c *container, m *runtimeapi.Mount, n int) (*os.File, error) {
-	img, err := r.cfg.Images.Get(ctx, m.Image.Image)
-	if err != nil {
-		return nil, err
+// tryImageVolumes mounts the container's image volumes and lets them go: what
+// is wrong with them is an error of its creation, and from then on their
+// images are held.
+func (r *Runtime) tryImageVolumes(ctx context.Context, c *container) error {
+	for _, m := range c.config.Mounts {
+		if m.GetImage().GetImage() == "" {
+			continue
+		}
+		tree, err := r.imageVolume(ctx, c, m)
+		if err != nil {
+			return fmt.Errorf("mounting %s at %s: %w", mountSource(m), m.ContainerPath, err)
+		}
+		tree.Close()
 	}
-	lower, err := r.cfg.Images.Layers(ctx, img.ID, c.id)
+	return nil
+}
+
+// imageVolume mounts an image read-only, as KEP-4639 has it.
+func (r *Runtime) imageVolume(ctx context.Context, c *container, m *runtimeapi.Mount) (*os.File, error) {
+	ref := m.Image.ImageRef
+	if ref == "" { // recorded by a node that didn't write it down
+		img, err := r.cfg.Images.Get(ctx, m.Image.Image)
+		if err != nil {
+			return nil, err
+		}
+		ref = img.ID
+	}
+	lower, err := r.cfg.Images.Layers(ctx, ref, c.id)
 	if err != nil {
 		return nil, err
 	}

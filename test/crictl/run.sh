@@ -18,7 +18,7 @@ if [ -z "${CRICTL_INSIDE:-}" ]; then
 	if [ -z "$crictl" ]; then
 		crictl=$here/../critest/bin/crictl
 		mkdir -p "$(dirname "$crictl")"
-		(cd "$here/../critest/tools" && go build -o ../bin/crictl sigs.k8s.io/cri-tools/cmd/crictl)
+		(cd "$here/../critest/tools" && CGO_ENABLED=0 go build -trimpath -o ../bin/crictl sigs.k8s.io/cri-tools/cmd/crictl)
 	fi
 	CRICTL_INSIDE=$(readlink -f "$crictl") exec unshare -m -n --propagation slave "$0" "$unipod"
 fi

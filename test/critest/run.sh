@@ -23,14 +23,16 @@ images=${CRITEST_IMAGE_SCRIPT:?names the script that makes the images of critest
 if [ -z "${CRITEST_INSIDE:-}" ]; then
 	cache=${CRITEST_BIN:-$here/bin}
 	mkdir -p "$cache"
-	(cd "$here/tools" && go test -c -o "$cache/critest" sigs.k8s.io/cri-tools/cmd/critest &&
-		go build -o "$cache" sigs.k8s.io/cri-tools/cmd/crictl github.com/onsi/ginkgo/v2/ginkgo)
+	# As `make build` does, so that both share what is compiled.
+	export CGO_ENABLED=0
+	(cd "$here/tools" && go test -trimpath -c -o "$cache/critest" sigs.k8s.io/cri-tools/cmd/critest &&
+		go build -trimpath -o "$cache" sigs.k8s.io/cri-tools/cmd/crictl github.com/onsi/ginkgo/v2/ginkgo)
 	# The images' nginx has its site as a link from the root directory, which
 	# the script follows from ours.
 	site=/etc/nginx/sites-available/default
 	if [ ! -e $site ]; then
 		mkdir -p "$(dirname $site)"
-		printf 'server {\n\tlisten 80 default_server;\n\tlisten [::]:80 default_server;\n\troot /var/www/html;\n}\n' >$site
+		printf 'server {\n\tlisten 80 default_server;\n\tlisten [::]:80 default_server;\n\troot /var/www/html;\n\tindex index.nginx-debian.html;\n}\n' >$site
 	fi
 	"$images"
 	# Mounts must propagate, and the machine's own must not be touched.
