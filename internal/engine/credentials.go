@@ -22,7 +22,7 @@ func (im *images) credentials(pod *v1.Pod, image string) (auths []*runtimeapi.Au
 		if ref.Name == "" {
 			continue
 		}
-		secret, err := im.e.cfg.Objects.Secret(pod.Namespace, ref.Name)
+		secret, err := im.e.cfg.ObjectsOf(pod).Secret(pod.Namespace, ref.Name)
 		switch {
 		case apierrors.IsNotFound(err):
 			missing = append(missing, ref.Name)

@@ -87,7 +87,13 @@ func (c *Config) setDefaults() {
 	if c.Objects == nil {
 		c.Objects = noObjects{}
 	}
+	if c.ObjectsOf == nil {
+		all := c.Objects
+		c.ObjectsOf = func(*v1.Pod) Objects { return all }
+	}
+	objectsOf := c.ObjectsOf
 	c.Volumes.Dir, c.Volumes.Source = c.Dir, c.Objects
+	c.Volumes.SourceOf = func(pod *v1.Pod) volume.Source { return objectsOf(pod) }
 	c.Node.LogDir = c.LogDir
 	c.CgroupRoot = cmp.Or(c.CgroupRoot, "/unipod")
 	c.MaxParallelPulls = cmp.Or(c.MaxParallelPulls, 3)

@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/kubernetes/pkg/apis/core/v1/helper/qos"
 
+	"unipod.dev/unipod/internal/lifecycle"
 	"unipod.dev/unipod/internal/podspec"
 )
 
@@ -183,14 +184,27 @@ func (e *Engine) digests(ctx context.Context) (map[PodUID]uint64, error) {
 }
 
 // ObjectsChanged tells that ConfigMaps or Secrets of a namespace have changed:
-// volumes that show them are brought up to date soon after.
+// volumes that show them are brought up to date soon after, and what failed for
+// want of them is tried again.
 func (e *Engine) ObjectsChanged(namespace string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, w := range e.pods {
 		if w.snapshot().Namespace == namespace {
 			w.askRefresh()
+			w.post(lifecycle.ObjectsChanged{})
 		}
+	}
+}
+
+// RefreshVolumes has a pod's volumes brought up to date: something they show
+// is about to expire.
+func (e *Engine) RefreshVolumes(uid PodUID) {
+	e.mu.Lock()
+	w, ok := e.pods[uid]
+	e.mu.Unlock()
+	if ok {
+		w.askRefresh()
 	}
 }
 

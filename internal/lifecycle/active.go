@@ -346,6 +346,16 @@ func (e Started) apply(s *step) {
 
 func (e ImagePulled) apply(s *step) { delete(s.pulls, e.Image) }
 
+func (e ObjectsChanged) apply(s *step) {
+	s.volumes.retry, s.volumes.delay = time.Time{}, 0
+	for name, f := range s.failures {
+		if f.Reason == ReasonCreateConfigError {
+			f.retry = s.now
+			s.failures[name] = f
+		}
+	}
+}
+
 func minTime(a, b time.Time) time.Time {
 	if a.Before(b) {
 		return a

@@ -220,6 +220,9 @@ type (
 	// ImagePulled tells that Image has become present, whoever pulled it:
 	// there is no reason to wait any longer.
 	ImagePulled struct{ Image string }
+	// ObjectsChanged tells that an object the pod may refer to has changed:
+	// volumes and configurations that failed are tried again at once.
+	ObjectsChanged struct{}
 	// Evicted ends the pod as failed, with this reason and message, within
 	// Grace seconds (nil: the pod's own). A pod that has ended by then is left
 	// as it is.

@@ -57,8 +57,10 @@ type Source interface {
 type Config struct {
 	// Dir holds the pods' directories; it is made when missing, and 0700.
 	Dir string
-	// Source finds ConfigMaps and Secrets.
-	Source Source
+	// Source finds ConfigMaps and Secrets; SourceOf, when set, chooses by pod
+	// where they are looked for.
+	Source   Source
+	SourceOf func(pod *v1.Pod) Source
 	// Allocatable is what the node can give to pods: the size of memory-backed
 	// volumes without a limit, and the limits that resourceFieldRef reports.
 	Allocatable v1.ResourceList
@@ -75,6 +77,17 @@ type Config struct {
 	// an API can; nil where there is none.
 	Token       func(ctx context.Context, pod *v1.Pod, source *v1.ServiceAccountTokenProjection) ([]byte, error)
 	TrustBundle func(ctx context.Context, source *v1.ClusterTrustBundleProjection) ([]byte, error)
+	// Claim finds the persistent volume behind a persistentVolumeClaim or an
+	// ephemeral volume; nil where there is no API.
+	Claim func(ctx context.Context, pod *v1.Pod, v *v1.Volume) (*v1.PersistentVolume, error)
+}
+
+// source is where the pod's ConfigMaps and Secrets are looked for.
+func (m *Manager) source(pod *v1.Pod) Source {
+	if m.SourceOf != nil {
+		return m.SourceOf(pod)
+	}
+	return m.Source
 }
 
 // Manager makes, refreshes and removes the volumes of pods.
@@ -183,6 +196,8 @@ func (m *Manager) setup(ctx context.Context, pod *v1.Pod, v *v1.Volume) (Mounted
 		return m.setupFiles(pod, v.Name, "projected", v1.StorageMediumMemory, files, err)
 	case v.Image != nil:
 		return Mounted{Image: v.Image, ReadOnly: true}, nil
+	case v.PersistentVolumeClaim != nil, v.Ephemeral != nil:
+		return m.setupClaim(ctx, pod, v)
 	}
 	return Mounted{}, fmt.Errorf("no volume plugin matched: this type of volume is not supported: %w", errdefs.ErrNotImplemented)
 }
