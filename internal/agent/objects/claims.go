@@ -7,8 +7,8 @@ import (
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	volumehelper "k8s.io/component-helpers/storage/volume"
 	"k8s.io/component-helpers/storage/ephemeral"
+	volumehelper "k8s.io/component-helpers/storage/volume"
 )
 
 // Claim is the persistent volume behind a volume of a pod that names a claim,
