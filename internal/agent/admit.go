@@ -23,11 +23,11 @@ type admission struct {
 }
 
 func newAdmission(a *Agent) *admission {
-	node := func(context.Context, bool) (*v1.Node, error) {
-		if n := a.cfg.Node.Node(); n != nil {
+	node := func(ctx context.Context, cached bool) (*v1.Node, error) {
+		if n := a.cfg.Node.Node(); n != nil && cached {
 			return n, nil
 		}
-		return nil, fmt.Errorf("node %s is not registered", a.cfg.NodeName)
+		return a.cfg.Node.Fresh(ctx)
 	}
 	noPlugins := func(*schedulerframework.NodeInfo, *lifecycle.PodAdmitAttributes) error { return nil }
 	return &admission{agent: a, predicates: lifecycle.NewPredicateAdmitHandler(node, lifecycle.NewAdmissionFailureHandlerStub(), noPlugins)}

@@ -60,6 +60,8 @@ type NodeObject interface {
 	Registered() <-chan struct{}
 	// Node is the node as last written or seen; it must not be modified.
 	Node() *v1.Node
+	// Fresh asks the API for it.
+	Fresh(ctx context.Context) (*v1.Node, error)
 }
 
 // Config is what an agent stands on. Client, Informers, NodeName, Engine,

@@ -28,6 +28,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	kubetypes "k8s.io/kubernetes/pkg/kubelet/types"
 	"k8s.io/utils/clock"
 
 	"unipod.dev/unipod/internal/cri"
@@ -80,6 +81,9 @@ type Config struct {
 	Dir     string // made (0755) when missing
 	Engine  Engine
 	Objects *Objects // the engine's
+	// Loaded, when not nil, is closed once the directory has been read and its
+	// pods are with the engine.
+	Loaded chan<- struct{}
 	Runtime cri.Runtime
 	Clock   clock.WithTicker
 	Log     *slog.Logger
@@ -115,6 +119,9 @@ func Run(ctx context.Context, cfg Config) error {
 	k := &keeper{Config: cfg, given: map[types.UID]*v1.Pod{}}
 	events := cfg.Engine.Watch(ctx)
 	k.read(ctx)
+	if k.Loaded != nil {
+		close(k.Loaded)
+	}
 	var settled <-chan time.Time
 	for {
 		select {
@@ -160,6 +167,7 @@ func (k *keeper) read(ctx context.Context) {
 			pod.Annotations = map[string]string{}
 		}
 		pod.Annotations[Annotation] = k.Dir
+		asKubelet(pod, k.Clock.Now())
 		k.wanted[pod.UID] = pod
 	}
 	k.reconcile()
@@ -169,6 +177,18 @@ func (k *keeper) read(ctx context.Context) {
 	k.swept = true
 	if err := k.removeStrangers(ctx); err != nil {
 		k.Log.Warn("removing pods whose manifests are gone", "error", err)
+	}
+}
+
+// asKubelet marks a pod as kubelet marks one of a file, and lets it stay
+// whatever the node's taints.
+func asKubelet(pod *v1.Pod, now time.Time) {
+	pod.Annotations[kubetypes.ConfigSourceAnnotationKey] = kubetypes.FileSource
+	pod.Annotations[kubetypes.ConfigHashAnnotationKey] = string(pod.UID)
+	pod.Annotations[kubetypes.ConfigFirstSeenAnnotationKey] = now.Format(time.RFC3339Nano)
+	stay := v1.Toleration{Operator: v1.TolerationOpExists, Effect: v1.TaintEffectNoExecute}
+	if !slices.Contains(pod.Spec.Tolerations, stay) {
+		pod.Spec.Tolerations = append(pod.Spec.Tolerations, stay)
 	}
 }
 
