@@ -89,14 +89,16 @@ func (s *Server) assemble(c Config) (*core, error) {
 		return nil, fmt.Errorf("the informer of EndpointSlices: %w", err)
 	}
 	resolver := serviceResolver{s.shared.Core().V1().Services().Lister(), slices}
-	if err := admission(config, resources, s.shared, clientset, resolver, transport); err != nil {
-		return nil, err
-	}
+	s.admitter = newAdmitter()
+	config.AdmissionControl = s.admitter
 
 	missing := genericapiserver.NewEmptyDelegateWithCustomHandler(http.NotFoundHandler())
 	if s.crds, err = customResources(*config, options, resolver, missing); err != nil {
 		return nil, err
 	}
+	s.admission = &admissionParts{config: config, resources: resources, shared: s.shared, client: clientset, resolver: resolver, transport: transport,
+		crds: s.crds.Informers.Apiextensions().V1().CustomResourceDefinitions().Informer(), stop: s.stopping.Done()}
+	s.admission.informers()
 	if s.generic, err = config.Complete(s.shared).New("unipod", s.crds.GenericAPIServer); err != nil {
 		return nil, err
 	}
@@ -150,7 +152,7 @@ func (s *Server) installGroups(group *core, clientset *kubernetes.Clientset) err
 	if err := installer.install(info); err != nil {
 		return err
 	}
-	for _, p := range s.providers(clientset, s.config) {
+	for _, p := range providers(clientset, s.config) {
 		info, err := p.NewRESTStorage(group.resources, s.config.RESTOptionsGetter)
 		if err != nil {
 			return fmt.Errorf("group %s: %w", p.GroupName(), err)

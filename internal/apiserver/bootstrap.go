@@ -13,7 +13,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	genericapiserver "k8s.io/apiserver/pkg/server"
 	schedulingapiv1 "k8s.io/kubernetes/pkg/apis/scheduling/v1"
 	"k8s.io/kubernetes/pkg/controlplane/reconcilers"
 )
@@ -88,16 +87,6 @@ func (s *Server) laterObjects(c Config) {
 			}
 		})
 	}
-}
-
-// defaultRoles makes upstream's roles and bindings, and adds to those there
-// are what this release gives them.
-func (s *Server) defaultRoles() error {
-	_, ensure, err := s.roles.PostStartHook()
-	if err != nil {
-		return err
-	}
-	return ensure(genericapiserver.PostStartHookContext{Context: s.stopping, LoopbackClientConfig: s.loopback})
 }
 
 // ownService is how pods reach the API by name.

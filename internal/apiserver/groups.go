@@ -53,9 +53,8 @@ func servedResources() *serverstorage.ResourceConfig {
 
 // providers are upstream's groups, in the order in which an unqualified name
 // is looked for.
-func (s *Server) providers(client *kubernetes.Clientset, config *genericapiserver.Config) []controlplaneapiserver.RESTStorageProvider {
+func providers(client *kubernetes.Clientset, config *genericapiserver.Config) []controlplaneapiserver.RESTStorageProvider {
 	authz := config.Authorization.Authorizer
-	s.roles = rbacrest.RESTStorageProvider{Authorizer: authz}
 	return []controlplaneapiserver.RESTStorageProvider{
 		authenticationrest.RESTStorageProvider{Authenticator: config.Authentication.Authenticator, APIAudiences: config.Authentication.APIAudiences},
 		authorizationrest.RESTStorageProvider{Authorizer: authz, RuleResolver: config.RuleResolver},
@@ -67,7 +66,7 @@ func (s *Server) providers(client *kubernetes.Clientset, config *genericapiserve
 		networkingrest.RESTStorageProvider{},
 		noderest.RESTStorageProvider{},
 		policyrest.RESTStorageProvider{},
-		s.roles,
+		rbacrest.RESTStorageProvider{Authorizer: authz},
 		schedulingrest.RESTStorageProvider{},
 		storagerest.RESTStorageProvider{},
 		appsrest.StorageProvider{},

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/emicklei/go-restful/v3"
 	apiextensionshelpers "k8s.io/apiextensions-apiserver/pkg/apihelpers"
@@ -32,11 +33,17 @@ import (
 	generatedopenapi "k8s.io/kubernetes/pkg/generated/openapi"
 )
 
-// openAPIModels are the descriptions of every kind, made when first asked for.
+// modelsKept is how long the descriptions of every kind, 6.5 MB and 15 ms of
+// work, are kept after somebody needed them: needs come together.
+const modelsKept = 10 * time.Second
+
+// openAPIModels are the descriptions of every kind, made when asked for.
 type openAPIModels struct {
-	namer  *openapi.DefinitionNamer
-	onceV3 sync.Once
-	config *openapicommon.OpenAPIV3Config
+	namer *openapi.DefinitionNamer
+
+	mu     sync.Mutex
+	config *openapicommon.OpenAPIV3Config // nil when nobody needed it lately
+	forget *time.Timer
 }
 
 func newOpenAPIModels(schemes ...*runtime.Scheme) *openAPIModels {
@@ -48,10 +55,21 @@ func (m *openAPIModels) definitions() openapicommon.GetOpenAPIDefinitions {
 }
 
 func (m *openAPIModels) v3() *openapicommon.OpenAPIV3Config {
-	m.onceV3.Do(func() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.config == nil {
 		m.config = genericapiserver.DefaultOpenAPIV3Config(m.definitions(), m.namer)
 		m.config.Info.Title, m.config.Info.Version = "Kubernetes", KubernetesVersion
-	})
+	}
+	if m.forget == nil {
+		m.forget = time.AfterFunc(modelsKept, func() {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.config = nil
+		})
+	} else {
+		m.forget.Reset(modelsKept)
+	}
 	return m.config
 }
 

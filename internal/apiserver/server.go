@@ -39,7 +39,6 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/pkg/kubelet/client"
-	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
 )
 
 // A Store keeps objects.
@@ -76,15 +75,16 @@ type Config struct {
 
 // A Server is a running API.
 type Server struct {
-	log      *slog.Logger
-	generic  *genericapiserver.GenericAPIServer
-	config   *genericapiserver.Config
-	crds     *apiextensions.CustomResourceDefinitions
-	roles    rbacrest.RESTStorageProvider
-	client   kubernetes.Interface
-	shared   informers.SharedInformerFactory
-	loopback *rest.Config
-	handler  http.Handler
+	log       *slog.Logger
+	generic   *genericapiserver.GenericAPIServer
+	config    *genericapiserver.Config
+	crds      *apiextensions.CustomResourceDefinitions
+	admitter  *admitter
+	admission *admissionParts
+	client    kubernetes.Interface
+	shared    informers.SharedInformerFactory
+	loopback  *rest.Config
+	handler   http.Handler
 
 	stop     context.CancelFunc
 	stopping context.Context
@@ -182,13 +182,28 @@ func (s *Server) start(c Config) {
 	if !s.synced() {
 		return
 	}
-	if err := s.firstObjects(); err != nil {
-		s.failure = fmt.Errorf("the API server's first objects: %w", err)
+	fail := func(err error) {
+		s.failure = fmt.Errorf("the API server: %w", err)
 		s.log.Error("the API server can't start", "err", err)
 		s.stop()
+	}
+	chain, err := s.admission.plugins()
+	if err != nil {
+		fail(err)
+		return
+	}
+	// The plugins have asked for informers of their own.
+	s.shared.StartWithContext(s.stopping)
+	if !s.synced() {
 		return
 	}
 	s.generic.RunPostStartHooks(s.stopping)
+	s.admitter.chain = chain
+	close(s.admitter.known)
+	if err := s.firstObjects(); err != nil {
+		fail(err)
+		return
+	}
 	close(s.ready)
 	s.laterObjects(c)
 }
