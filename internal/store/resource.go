@@ -40,6 +40,9 @@ type resource struct {
 	unsafeDeletion bool
 	sized          atomic.Bool // Stats tells sizes
 
+	watches  atomic.Int64
+	recently recently
+
 	mu       sync.Mutex
 	progress map[*watcher]struct{} // who wants to be told on request
 }

@@ -71,6 +71,7 @@ func (r *resource) Watch(ctx context.Context, key string, opts storage.ListOptio
 		w.after = r.db.Revision()
 	}
 	w.ctx, w.cancel = context.WithCancel(ctx)
+	r.watches.Add(1)
 	go w.run()
 	return w, nil
 }
@@ -95,13 +96,14 @@ func (w *watcher) wantsInitialEnd() bool {
 func (w *watcher) run() {
 	defer close(w.results)
 	defer w.cancel()
+	defer w.r.watches.Add(-1)
 	err := w.begin()
 	// Whoever counts what a watch costs at its begin may go on.
 	utilflowcontrol.WatchInitialized(w.ctx)
 	if err == nil {
 		err = w.follow()
 	}
-	if err == nil || w.ctx.Err() != nil {
+	if err == nil || w.ctx.Err() != nil || errors.Is(err, kv.ErrClosed) {
 		return
 	}
 	status := watchError(err).Status()
@@ -228,26 +230,24 @@ func (w *watcher) send(ev watch.Event) error {
 // to be selected is added, one that no longer is was deleted.
 func (w *watcher) deliver(ev *kv.Event) error {
 	all := w.pred.Empty()
-	var now, was runtime.Object
+	var now, was, raw runtime.Object
 	var err error
+	isIn, wasIn := false, ev.Old != nil
 	if ev.New != nil {
-		if now, err = w.decode(ev.New, ev.Revision); err != nil {
+		if now, raw, err = w.object(ev, false); err != nil {
 			return err
 		}
+		isIn = all || w.selects(raw)
 	}
 	// What it was matters when it is gone, or may have been selected.
 	if ev.Old != nil && (ev.New == nil || !all) {
-		if was, err = w.decode(ev.Old, ev.Revision); err != nil {
-			if ev.New == nil && isCorrupt(err) {
+		if was, raw, err = w.object(ev, true); err != nil {
+			if ev.New == nil {
 				err = &deletedCorrupt{err}
 			}
 			return err
 		}
-	}
-	isIn := now != nil && (all || w.selects(now))
-	wasIn := was != nil && (all || w.selects(was))
-	if all && ev.Old != nil {
-		wasIn = true
+		wasIn = all || w.selects(raw)
 	}
 	switch {
 	case isIn && wasIn:
@@ -260,19 +260,35 @@ func (w *watcher) deliver(ev *kv.Event) error {
 	return nil
 }
 
+// object decodes an event's object, or the one before. It is sent as obj and
+// looked at as raw.
+func (w *watcher) object(ev *kv.Event, old bool) (obj, raw runtime.Object, err error) {
+	e := ev.New
+	if old {
+		e = ev.Old
+	}
+	// It has the revision of the event, also when it is what was before.
+	decode := func() (runtime.Object, error) {
+		data, _, err := w.r.decrypt(context.WithoutCancel(w.ctx), e)
+		if err != nil {
+			return nil, err
+		}
+		return w.r.decode(data, nil, ev.Revision)
+	}
+	if w.r.watches.Load() < shareFrom {
+		obj, err = decode()
+		return obj, obj, err
+	}
+	s, err := w.r.recently.get(sharedKey{ev.Revision, old}, decode)
+	if err != nil {
+		return nil, nil, err
+	}
+	return s, s.obj, nil
+}
+
 func (w *watcher) selects(obj runtime.Object) bool {
 	matched, err := w.pred.Matches(obj)
 	return err == nil && matched
-}
-
-// decode gives an object the revision of the event, also when it is what the
-// object was before.
-func (w *watcher) decode(e *kv.Entry, rev int64) (runtime.Object, error) {
-	data, _, err := w.r.decrypt(w.ctx, e)
-	if err != nil {
-		return nil, err
-	}
-	return w.r.decode(data, nil, rev)
 }
 
 func (r *resource) wantProgress(w *watcher) {

@@ -389,6 +389,39 @@ func TestExpiry(t *testing.T) {
 	}
 }
 
+// TestClockJumps: time is nothing to what doesn't expire.
+func TestClockJumps(t *testing.T) {
+	clock := clocktesting.NewFakeClock(time.Unix(1_000_000_000, 0))
+	cfg := Config{Dir: t.TempDir(), Clock: clock}
+	db := open(t, cfg)
+	if _, _, ok, err := db.Put(t.Context(), "/ends", []byte("x"), clock.Now().Add(time.Hour).UnixMilli(), 0); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	rev := db.Revision()
+	for i, to := range []time.Duration{-30 * 365 * 24 * time.Hour, 59 * time.Minute, -time.Hour} {
+		clock.SetTime(time.Unix(1_000_000_000, 0).Add(to))
+		poke(db.tidy)
+		w, err := db.Watch("/", true, db.Revision())
+		if err != nil {
+			t.Fatal(err)
+		}
+		put(t, db, "/stays", fmt.Sprint(i))
+		<-w.Ready()
+		if events, upTo, err := w.Take(2); err != nil || len(events) != 1 || upTo != rev+1 {
+			t.Errorf("%+v up to %d: %v", events, upTo, err)
+		}
+		w.Close()
+		shut(t, db)
+		db = open(t, cfg)
+		if rev++; db.Revision() != rev {
+			t.Errorf("revision %d instead of %d", db.Revision(), rev)
+		}
+	}
+	if got := dump(t, db, "/", 0); !strings.HasPrefix(got, "/ends=x@2\n/stays=2@") {
+		t.Errorf("%s", got)
+	}
+}
+
 // step moves the clock when somebody waits for it.
 func step(t *testing.T, db *DB, clock *clocktesting.FakeClock, d time.Duration) {
 	t.Helper()
