@@ -46,14 +46,6 @@ type Engine interface {
 	RefreshVolumes(uid types.UID)
 }
 
-// Pressure tells what the machine runs short of. Package engine's has this
-// shape, with the names of kubelet's eviction manager.
-type Pressure interface {
-	IsUnderMemoryPressure() bool
-	IsUnderDiskPressure() bool
-	IsUnderPIDPressure() bool
-}
-
 // NodeObject is what the agent asks of package register.
 type NodeObject interface {
 	// Registered is closed once the API has the node.
@@ -78,8 +70,9 @@ type Config struct {
 	// Node is this node's object. No pod of the API starts before it is
 	// registered.
 	Node NodeObject
-	// Pressure is asked before a pod is let in; nil means there never is any.
-	Pressure Pressure
+	// Admit is asked first whether a pod may start here: a reason refuses it.
+	// Whether it fits the node is the agent's own question. Nil: no objection.
+	Admit func(*v1.Pod) (reason, message string)
 
 	// StaticLoaded is closed when the manifest directory has been read: until
 	// then its pods can't be told from orphans. Nil: there is no directory.

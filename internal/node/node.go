@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -118,6 +119,15 @@ type local struct {
 
 // CRI is the node's runtime.
 func (n *Node) CRI() cri.Service { return n.svc }
+
+// Streams serves the addresses that the runtime hands out for exec, attach and
+// port-forward; nil when it is in another process, which serves them itself.
+func (n *Node) Streams() http.Handler {
+	if n.local == nil {
+		return nil
+	}
+	return n.local.runtime.Streams()
+}
 
 // Images is the administration of the node's images.
 func (n *Node) Images() ImageAdmin { return n.images }

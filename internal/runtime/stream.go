@@ -70,6 +70,10 @@ func newStreamServer(r *Runtime, rc Config) (*streamServer, error) {
 	return s, nil
 }
 
+// Streams serves the addresses that Exec, Attach and PortForward hand out, for
+// callers in this process: what is sent needn't go by a socket twice.
+func (r *Runtime) Streams() http.Handler { return r.stream.http.Handler }
+
 func (s *streamServer) close() error {
 	err := s.http.Close()
 	<-s.done

@@ -82,6 +82,8 @@ var house = map[string]rule{
 	"internal/agent/register": {7, []string{"internal/cri", "internal/machine"}, "the Node object tells of the machine and its runtime"},
 	"internal/agent":          {8, []string{"internal/engine"}, "kubelet's part: between the API and the engine"},
 
+	"internal/kubeletapi": {9, []string{"internal/cri", "internal/podspec", "internal/logview"}, "kubelet's HTTP face; who runs the pods is given to it"},
+
 	"internal/logview":       {8, nil, "reads CRI log files, whoever writes them"},
 	"internal/progress":      {8, nil, "draws on a terminal"},
 	"internal/anatomy":       {9, []string{"internal/progress"}, "describes and draws, and reads nothing"},
@@ -118,7 +120,7 @@ var bans = []ban{
 	{"github.com/google/nftables", []string{"internal/network"}, "one floor speaks nftables"},
 	{"github.com/opencontainers/cgroups", []string{"internal/cgroup", "internal/runtime"}, "one floor knows cgroup drivers (runtime names the types of its figures)"},
 	{"github.com/spf13/cobra", []string{"internal/cli", "internal/kubectl"}, "flags end at the command line (kubectl brings its own)"},
-	{"k8s.io/client-go/kubernetes", []string{"internal/apiserver", "internal/controllers", "internal/scheduler", "internal/agent", "internal/cluster"}, "the runtime and the engine are no clients of a cluster"},
+	{"k8s.io/client-go/kubernetes", []string{"internal/apiserver", "internal/controllers", "internal/scheduler", "internal/agent", "internal/kubeletapi", "internal/cluster"}, "the runtime and the engine are no clients of a cluster"},
 	{"k8s.io/kubernetes/pkg/kubelet", []string{"internal/podspec", "internal/volume", "internal/apiserver", "internal/upkeep", "internal/agent", "internal/static", "internal/kubeletapi"}, "its words are kept, its code is not ours to carry (but a few pure helpers)"},
 }
 

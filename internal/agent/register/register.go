@@ -48,12 +48,12 @@ const (
 	retry = 200 * time.Millisecond
 )
 
-// Pressure tells what the machine runs short of, with the names of kubelet's
-// eviction manager.
+// Pressure tells what the machine runs short of.
 type Pressure interface {
-	IsUnderMemoryPressure() bool
-	IsUnderDiskPressure() bool
-	IsUnderPIDPressure() bool
+	// NodeConditions are the pressure conditions, without times.
+	NodeConditions() []v1.NodeCondition
+	// Changed gets a value whenever they have changed.
+	Changed() <-chan struct{}
 }
 
 // Config describes the node. Client, CRI, Name and Version are required.
@@ -147,7 +147,7 @@ func (n *Node) keep(node *v1.Node) {
 	n.mu.Unlock()
 }
 
-// Poke has the node looked at now: its pressure or its runtime has changed.
+// Poke has the node looked at now: its runtime has changed.
 func (n *Node) Poke() {
 	select {
 	case n.wake <- struct{}{}:
@@ -166,12 +166,17 @@ func (n *Node) Run(ctx context.Context) error {
 	group.Go(func() { leases.Run(ctx) })
 	ticker := n.cfg.Clock.NewTicker(look)
 	defer ticker.Stop()
+	var pressure <-chan struct{}
+	if n.cfg.Pressure != nil {
+		pressure = n.cfg.Pressure.Changed()
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C():
 		case <-n.wake:
+		case <-pressure:
 		}
 		if err := n.update(ctx); err != nil && ctx.Err() == nil {
 			n.cfg.Log.Warn("writing the node's status failed; it is tried again", "node", n.cfg.Name, "err", err)

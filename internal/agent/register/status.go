@@ -159,29 +159,25 @@ func runtimeProblem(resp *runtimeapi.StatusResponse, err error) error {
 	return errors.Join(problems...)
 }
 
+// noPressure are the conditions of a node that nobody watches.
+var noPressure = []v1.NodeCondition{
+	{Type: v1.NodeMemoryPressure, Status: v1.ConditionFalse, Reason: "KubeletHasSufficientMemory", Message: "kubelet has sufficient memory available"},
+	{Type: v1.NodeDiskPressure, Status: v1.ConditionFalse, Reason: "KubeletHasNoDiskPressure", Message: "kubelet has no disk pressure"},
+	{Type: v1.NodePIDPressure, Status: v1.ConditionFalse, Reason: "KubeletHasSufficientPID", Message: "kubelet has sufficient PID available"},
+}
+
 // conditions sets the node's conditions, Ready last as kubelet does. Those of
 // others stay.
 func (n *Node) conditions(st, old *v1.NodeStatus, problem error) {
-	pressure := func(ask func(Pressure) bool) bool { return n.cfg.Pressure != nil && ask(n.cfg.Pressure) }
-	state := func(t v1.NodeConditionType, is bool, yes, no, yesText, noText string) v1.NodeCondition {
-		if is {
-			return v1.NodeCondition{Type: t, Status: v1.ConditionTrue, Reason: yes, Message: yesText}
-		}
-		return v1.NodeCondition{Type: t, Status: v1.ConditionFalse, Reason: no, Message: noText}
+	ours := noPressure
+	if n.cfg.Pressure != nil {
+		ours = n.cfg.Pressure.NodeConditions()
 	}
-	why := ""
+	ready := v1.NodeCondition{Type: v1.NodeReady, Status: v1.ConditionTrue, Reason: "KubeletReady", Message: "kubelet is posting ready status"}
 	if problem != nil {
-		why = strings.ReplaceAll(problem.Error(), "\n", ", ")
+		ready.Status, ready.Reason, ready.Message = v1.ConditionFalse, "KubeletNotReady", strings.ReplaceAll(problem.Error(), "\n", ", ")
 	}
-	ours := []v1.NodeCondition{
-		state(v1.NodeMemoryPressure, pressure(Pressure.IsUnderMemoryPressure), "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory",
-			"kubelet has insufficient memory available", "kubelet has sufficient memory available"),
-		state(v1.NodeDiskPressure, pressure(Pressure.IsUnderDiskPressure), "KubeletHasDiskPressure", "KubeletHasNoDiskPressure",
-			"kubelet has disk pressure", "kubelet has no disk pressure"),
-		state(v1.NodePIDPressure, pressure(Pressure.IsUnderPIDPressure), "KubeletHasInsufficientPID", "KubeletHasSufficientPID",
-			"kubelet has insufficient PID available", "kubelet has sufficient PID available"),
-		state(v1.NodeReady, problem == nil, "KubeletReady", "KubeletNotReady", "kubelet is posting ready status", why),
-	}
+	ours = append(slices.Clone(ours), ready)
 	now := metav1.NewTime(n.cfg.Clock.Now())
 	others := slices.DeleteFunc(slices.Clone(st.Conditions), func(c v1.NodeCondition) bool {
 		return slices.ContainsFunc(ours, func(o v1.NodeCondition) bool { return o.Type == c.Type })
