@@ -57,8 +57,8 @@ func newAuth(cfg *Config) (*auth, error) {
 		return nil, fmt.Errorf("authorization: %w", err)
 	}
 	return &auth{
-		cfg: cfg,
-		who: union.New(certificates.NewDynamic(cfg.ClientCA.ClientVerifyOptions, certificates.CommonNameUserConversion), tokens),
+		cfg:     cfg,
+		who:     union.New(certificates.NewDynamic(cfg.ClientCA.ClientVerifyOptions, certificates.CommonNameUserConversion), tokens),
 		whether: reviews,
 	}, nil
 }

@@ -38,8 +38,8 @@ func (p *page) family(name, kind, help string) *family {
 }
 
 var (
-	metricName = regexp.MustCompile(`^[a-zA-Z_:][a-zA-Z0-9_:]*$`)
-	labelName  = regexp.MustCompile(`^[a-zA-Z_][a-zA-Z0-9_]*$`)
+	metricName  = regexp.MustCompile(`^[a-zA-Z_:][a-zA-Z0-9_:]*$`)
+	labelName   = regexp.MustCompile(`^[a-zA-Z_][a-zA-Z0-9_]*$`)
 	escapeHelp  = strings.NewReplacer("\\", `\\`, "\n", `\n`)
 	escapeValue = strings.NewReplacer("\\", `\\`, "\n", `\n`, `"`, `\"`)
 )
