@@ -34,29 +34,12 @@ func isNotFound(err error) bool { return status.Code(err) == codes.NotFound }
 // look asks the runtime about the pod.
 func (w *worker) look(ctx context.Context, pod *v1.Pod) (lifecycle.View, error) {
 	selector := map[string]string{podspec.LabelPodUID: string(w.uid)}
-	sandboxes, err := w.e.cfg.CRI.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{LabelSelector: selector}})
-	if err != nil {
-		return lifecycle.View{}, fmt.Errorf("listing sandboxes: %w", err)
-	}
 	containers, err := w.e.cfg.CRI.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{LabelSelector: selector}})
 	if err != nil {
 		return lifecycle.View{}, fmt.Errorf("listing containers: %w", err)
 	}
 	view := lifecycle.View{Runtime: w.e.runtime.name}
 	known := newSight()
-	for _, item := range sandboxes.Items {
-		sb, err := w.sandbox(ctx, item)
-		if isNotFound(err) {
-			continue
-		}
-		if err != nil {
-			return lifecycle.View{}, err
-		}
-		if sb.Ready {
-			known.sandboxes[sb.ID] = sb
-		}
-		view.Sandboxes = append(view.Sandboxes, sb)
-	}
 	for _, item := range containers.Containers {
 		c, err := w.container(ctx, item)
 		if isNotFound(err) {
@@ -69,6 +52,25 @@ func (w *worker) look(ctx context.Context, pod *v1.Pod) (lifecycle.View, error) 
 			known.containers[c.ID] = c
 		}
 		view.Containers = append(view.Containers, c)
+	}
+	// Sandboxes come last: who sees a container that ended with its sandbox must
+	// see that, too, or it would be started in what is gone.
+	sandboxes, err := w.e.cfg.CRI.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{LabelSelector: selector}})
+	if err != nil {
+		return lifecycle.View{}, fmt.Errorf("listing sandboxes: %w", err)
+	}
+	for _, item := range sandboxes.Items {
+		sb, err := w.sandbox(ctx, item)
+		if isNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return lifecycle.View{}, err
+		}
+		if sb.Ready {
+			known.sandboxes[sb.ID] = sb
+		}
+		view.Sandboxes = append(view.Sandboxes, sb)
 	}
 	slices.SortFunc(view.Sandboxes, func(a, b lifecycle.Sandbox) int {
 		return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(b.Attempt, a.Attempt))

@@ -244,10 +244,11 @@ func (w *worker) step(ctx context.Context) (next time.Time, removed bool) {
 	})
 	w.state = state
 	w.remember(view)
+	// What happened comes before what is done about it.
+	w.publish(&out.Status)
 	for _, r := range out.Records {
 		w.record(r.Type, r.Reason, r.Container, r.Message)
 	}
-	w.publish(&out.Status)
 	if out.Removed {
 		w.rest(pod)
 		return time.Time{}, true

@@ -237,7 +237,7 @@ func (s *step) resetAll() {
 	// Unlike kubelet, whose pace is its relist, the machine would go round as
 	// fast as containers exit: the crash back-off is the brake.
 	for _, inst := range sources {
-		if s.crashHolds(s.spec[inst.Name]) {
+		if !s.removals[inst.ID] && s.crashHolds(s.spec[inst.Name]) {
 			return
 		}
 	}

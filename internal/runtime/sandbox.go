@@ -34,6 +34,7 @@ type sandbox struct {
 	execs map[string]chan<- pause.Exit
 	group *cgroup.Group // the pod's
 	stops bool          // StopPodSandbox is at work: the end of pause is expected
+	dead  bool          // pause is gone, what it held is being ended
 	ended chan struct{} // closed once pause is gone and the containers' ends are recorded
 }
 
@@ -208,6 +209,9 @@ func (s *sandbox) died() {
 	now := time.Now()
 	s.mu.Lock()
 	unexpected := !s.stops
+	// From here on it isn't ready: whoever sees a container's end must not take
+	// the sandbox for one to restart it in.
+	s.dead = true
 	for id, w := range s.execs {
 		delete(s.execs, id)
 		close(w)
@@ -251,7 +255,7 @@ func (s *sandbox) isEnded() bool {
 func (s *sandbox) state() runtimeapi.PodSandboxState {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.rec.Ready && s.rec.StoppedAt.IsZero() && !s.isEnded() {
+	if s.rec.Ready && s.rec.StoppedAt.IsZero() && !s.dead && !s.isEnded() {
 		return runtimeapi.PodSandboxState_SANDBOX_READY
 	}
 	return runtimeapi.PodSandboxState_SANDBOX_NOTREADY

@@ -159,6 +159,9 @@ func trimSubject(text, container string) string {
 		}
 	}
 	text = strings.TrimSuffix(text, " container "+container)
+	if !strings.Contains(text, " ") && text != "Stopping" {
+		return text // a word of Kubernetes'
+	}
 	return strings.ToLower(text[:min(1, len(text))]) + text[min(1, len(text)):]
 }
 
@@ -235,9 +238,6 @@ func (b *Builder) podBefore(now time.Time, old, pod *v1.Pod) {
 		c := condition(pod, v1.DisruptionTarget)
 		b.add(Entry{Time: now, Event: Disrupted, Text: withReason("disrupted", c.Reason, c.Message), Reason: c.Reason, Warning: true})
 	}
-	if became(v1.AllContainersRestarting) {
-		b.add(Entry{Time: now, Event: RestartingAll, Text: "restarting all containers", Warning: true})
-	}
 	switch {
 	case became(v1.PodReadyToStartContainers):
 		text := "sandbox ready"
@@ -249,7 +249,7 @@ func (b *Builder) podBefore(now time.Time, old, pod *v1.Pod) {
 			text += ", " + strings.Join(ips, " ")
 		}
 		b.add(Entry{Time: now, Event: SandboxReady, Text: text})
-	case isTrue(old, v1.PodReadyToStartContainers) && !isTrue(pod, v1.PodReadyToStartContainers) && pod.DeletionTimestamp == nil && !final(pod):
+	case isTrue(old, v1.PodReadyToStartContainers) && !isTrue(pod, v1.PodReadyToStartContainers) && pod.DeletionTimestamp == nil && anyRuns(old):
 		b.add(Entry{Time: now, Event: SandboxLost, Text: "sandbox gone", Warning: true})
 	}
 	for _, t := range []v1.PodConditionType{v1.PodResizePending, v1.PodResizeInProgress} {
@@ -270,6 +270,19 @@ func withReason(text, reason, message string) string {
 	return text
 }
 
+// anyRuns reports whether a container of the pod runs. Where none does, the
+// sandbox goes because the pod has ended.
+func anyRuns(pod *v1.Pod) bool {
+	for _, list := range [][]v1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
+		for i := range list {
+			if list[i].State.Running != nil {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 func final(pod *v1.Pod) bool {
 	return pod.Status.Phase == v1.PodSucceeded || pod.Status.Phase == v1.PodFailed
 }
@@ -279,6 +292,9 @@ func (b *Builder) podAfter(now time.Time, old, pod *v1.Pod) {
 	if phase := pod.Status.Phase; phase != old.Status.Phase && phase != "" && phase != v1.PodPending {
 		b.add(Entry{Time: now, Event: PhaseChanged, Text: withReason(string(phase), pod.Status.Reason, pod.Status.Message),
 			Reason: string(phase), Warning: phase == v1.PodFailed})
+	}
+	if isTrue(pod, v1.AllContainersRestarting) && !isTrue(old, v1.AllContainersRestarting) {
+		b.add(Entry{Time: now, Event: RestartingAll, Text: "restarting all containers", Warning: true})
 	}
 	switch is, was := isTrue(pod, v1.PodReady), isTrue(old, v1.PodReady); {
 	case is && !was:
@@ -297,6 +313,9 @@ func (b *Builder) container(now time.Time, pod *v1.Pod, l *life, s *v1.Container
 		l.ended[endKey(end)] = true
 		if end.ContainerID == "" && end.StartedAt.IsZero() && l.started == 0 && end.Reason != "StartError" {
 			continue // what never ran has no end to tell
+		}
+		if end.ContainerID == "" && end.Reason == "RestartingAllContainers" {
+			continue // it waits for that reason, too
 		}
 		b.ends(now, s, l, end)
 	}

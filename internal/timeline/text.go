@@ -59,7 +59,7 @@ func (t *Timeline) Write(w io.Writer, colour bool) error {
 		if e.Count > 1 {
 			text += fmt.Sprintf(" (%d times, until +%s)", e.Count, short(e.Last.Sub(t.Created)))
 		}
-		fmt.Fprintf(&out, "%s  %-*s  %s\n", paint(dim, fmt.Sprintf("%12s", "+"+short(e.After))), width, subject, paint(e.colour(), text))
+		fmt.Fprintf(&out, "%s  %-*s  %s\n", paint(dim, fmt.Sprintf("%12s", "+"+short(e.Time.Sub(t.Created)))), width, subject, paint(e.colour(), text))
 	}
 	_, err := w.Write(out.Bytes())
 	return err

@@ -58,7 +58,7 @@ const (
 // Entry is one thing that happened.
 type Entry struct {
 	Time  time.Time     `json:"time"`
-	After time.Duration `json:"-"` // since the pod was created
+	After time.Duration `json:"-"` // since the pod was created; "seconds" in JSON
 	// Container is empty for the pod itself.
 	Container string `json:"container,omitempty"`
 	Event     string `json:"event"`

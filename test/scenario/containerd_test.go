@@ -1,0 +1,3 @@
+package scenario
+
+func (m *machine) startContainerd(archive string) { m.t.Skip("later") }

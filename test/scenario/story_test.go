@@ -1,0 +1,392 @@
+package scenario
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"unipod.dev/unipod/internal/timeline"
+)
+
+// story is what must become of a pod.
+type story struct {
+	head   string // the text before the first section, kept as it is
+	acts   []act
+	skip   map[string]string // runtime to reason
+	orders []order
+	lanes  []section // in the order of the file
+	logs   []section
+}
+
+// act is something the test does, when the pod has shown something.
+type act struct {
+	what  string // "interrupt", "kill pause"
+	after string // in a line of the play, "[container] | output" or "[container] · sentence"
+	times int
+}
+
+// section is what is told of one container, or of the pod.
+type section struct {
+	name  string
+	lines []string
+}
+
+// order is "a happens before b".
+type order struct {
+	text string
+	a, b moment
+}
+
+type moment struct {
+	lane, text string
+	nth        int
+}
+
+// parseStory reads a story:
+//
+//	# prose
+//	interrupt after: <text> [#n]       the play is interrupted when its nth line about the pod contains this
+//	kill pause after: <text> [#n]      the pod's pause process is killed then
+//	not on <runtime>: <reason>         the scenario can't run there
+//
+//	order:                             what happens in different containers
+//	  <lane>: <entry> [#n] < <lane>: <entry> [#n]
+//	pod:                               a lane: the entries of the pod's timeline about itself
+//	  <entry>
+//	<container>:                       or about one of its containers
+//	  <entry>
+//	log <container>:                   what it says
+//	  <line>
+//
+// A line stands for itself; "…" at its end for any rest, and alone for any
+// lines; "? " before it for something that may be missing: a state so short
+// that nobody need have seen it.
+func parseStory(text string) (*story, error) {
+	s := &story{skip: map[string]string{}}
+	var open *[]section
+	inOrder := false
+	head := &strings.Builder{}
+	for n, line := range strings.Split(text, "\n") {
+		fail := func(format string, args ...any) error {
+			return fmt.Errorf("line %d: %s: %s", n+1, line, fmt.Sprintf(format, args...))
+		}
+		indented := strings.HasPrefix(line, "  ")
+		line := strings.TrimSpace(line)
+		if open == nil && !inOrder && (line == "" || !strings.HasSuffix(line, ":")) {
+			head.WriteString(line + "\n")
+		}
+		switch name, isName := strings.CutSuffix(line, ":"); {
+		case line == "" || strings.HasPrefix(line, "#") && !indented:
+		case indented && inOrder:
+			o, err := parseOrder(line)
+			if err != nil {
+				return nil, fail("%v", err)
+			}
+			s.orders = append(s.orders, o)
+		case indented && open != nil:
+			last := &(*open)[len(*open)-1]
+			last.lines = append(last.lines, line)
+		case indented:
+			return nil, fail("in no section")
+		case line == "order:":
+			inOrder, open = true, nil
+		case isName && strings.HasPrefix(name, "log "):
+			inOrder, open = false, &s.logs
+			s.logs = append(s.logs, section{name: strings.TrimPrefix(name, "log ")})
+		case isName:
+			inOrder, open = false, &s.lanes
+			s.lanes = append(s.lanes, section{name: name})
+		default:
+			if err := s.parseHead(line); err != nil {
+				return nil, fail("%v", err)
+			}
+		}
+	}
+	s.head = strings.TrimSpace(head.String())
+	return s, nil
+}
+
+var nth = regexp.MustCompile(`^(.*?) #(\d+)$`)
+
+func cutNth(text string) (string, int) {
+	if m := nth.FindStringSubmatch(text); m != nil {
+		n, _ := strconv.Atoi(m[2])
+		return m[1], n
+	}
+	return text, 1
+}
+
+func (s *story) parseHead(line string) error {
+	what, rest, ok := strings.Cut(line, ": ")
+	if !ok {
+		return fmt.Errorf("no colon")
+	}
+	if runtime, ok := strings.CutPrefix(what, "not on "); ok {
+		s.skip[runtime] = rest
+		return nil
+	}
+	what, ok = strings.CutSuffix(what, " after")
+	if !ok || what != "interrupt" && what != "kill pause" {
+		return fmt.Errorf("what is %q", what)
+	}
+	text, times := cutNth(rest)
+	s.acts = append(s.acts, act{what, text, times})
+	return nil
+}
+
+func parseOrder(line string) (order, error) {
+	a, b, ok := strings.Cut(line, " < ")
+	if !ok {
+		return order{}, fmt.Errorf("no <")
+	}
+	o := order{text: line}
+	for _, half := range []struct {
+		text string
+		into *moment
+	}{{a, &o.a}, {b, &o.b}} {
+		lane, entry, ok := strings.Cut(half.text, ": ")
+		if !ok {
+			return order{}, fmt.Errorf("%q names no lane", half.text)
+		}
+		entry, n := cutNth(entry)
+		*half.into = moment{lane, entry, n}
+	}
+	return o, nil
+}
+
+// matchLine reports whether one line is what is wanted.
+func matchLine(want, got string) bool {
+	if prefix, ok := strings.CutSuffix(want, "…"); ok {
+		return strings.HasPrefix(got, prefix)
+	}
+	return want == got
+}
+
+// match reports whether lines are what is wanted.
+func match(want, got []string) bool {
+	switch {
+	case len(want) == 0:
+		return len(got) == 0
+	case want[0] == "…":
+		return match(want[1:], got) || len(got) > 0 && match(want, got[1:])
+	}
+	line, optional := strings.CutPrefix(want[0], "? ")
+	if len(got) > 0 && matchLine(line, got[0]) && match(want[1:], got[1:]) {
+		return true
+	}
+	return optional && match(want[1:], got)
+}
+
+// event is an entry of a timeline without what differs from run to run.
+type event struct{ lane, text string }
+
+var (
+	anAddress = regexp.MustCompile(`\b\d+\.\d+\.\d+\.\d+\b|\[?fd[0-9a-f]{2}:[0-9a-f:]+\]?`)
+	anID      = regexp.MustCompile(`\b[0-9a-f]{64}\b`)
+)
+
+// eventsOf leaves out what every pod's timeline begins with, and that an image
+// is present.
+func eventsOf(t *timeline.Timeline) []event {
+	var all []event
+	for _, e := range t.Entries {
+		if e.Event == timeline.Created || e.Event == timeline.Scheduled || e.Event == timeline.Removed ||
+			e.Event == timeline.Pulled && strings.Contains(e.Text, "already present") {
+			continue
+		}
+		text := e.Text
+		if e.Event == timeline.SandboxReady {
+			text, _, _ = strings.Cut(text, ",")
+		}
+		text = strings.ReplaceAll(text, t.UID, "UID")
+		text = anAddress.ReplaceAllString(text, "ADDRESS")
+		text = anID.ReplaceAllString(text, "ID")
+		lane := e.Container
+		if lane == "" {
+			lane = "pod"
+		}
+		all = append(all, event{lane, text})
+	}
+	return all
+}
+
+func laneOf(all []event, lane string) []string {
+	var lines []string
+	for _, e := range all {
+		if e.lane == lane {
+			lines = append(lines, e.text)
+		}
+	}
+	return lines
+}
+
+// find is the place of a moment among the events, -1 when it never came.
+func (m moment) find(all []event) int {
+	n := 0
+	for i, e := range all {
+		if e.lane == m.lane && matchLine(m.text, e.text) {
+			if n++; n == m.nth {
+				return i
+			}
+		}
+	}
+	return -1
+}
+
+// check says everything in which the events and logs differ from the story.
+func (s *story) check(all []event, logs map[string][]string) []string {
+	var wrong []string
+	told := map[string]bool{}
+	for _, l := range s.lanes {
+		told[l.name] = true
+		if got := laneOf(all, l.name); !match(l.lines, got) {
+			wrong = append(wrong, fmt.Sprintf("%s:\n  %s\nbut the story is\n  %s", l.name, strings.Join(got, "\n  "), strings.Join(l.lines, "\n  ")))
+		}
+	}
+	for _, e := range all {
+		if !told[e.lane] {
+			told[e.lane] = true
+			wrong = append(wrong, "the story tells nothing of "+e.lane)
+		}
+	}
+	for _, l := range s.logs {
+		if !match(l.lines, logs[l.name]) {
+			wrong = append(wrong, fmt.Sprintf("log %s:\n  %s\nbut the story is\n  %s", l.name, strings.Join(logs[l.name], "\n  "), strings.Join(l.lines, "\n  ")))
+		}
+	}
+	for _, o := range s.orders {
+		a, b := o.a.find(all), o.b.find(all)
+		switch {
+		case a < 0 || b < 0:
+			wrong = append(wrong, fmt.Sprintf("order %s: one of them never happened", o.text))
+		case a >= b:
+			wrong = append(wrong, fmt.Sprintf("order %s: it was the other way round", o.text))
+		}
+	}
+	return wrong
+}
+
+// write is the story with what really happened in the place of what doesn't
+// match; what has no section gets one.
+func (s *story) write(all []event, logs map[string][]string) string {
+	var b strings.Builder
+	b.WriteString(s.head + "\n")
+	if len(s.orders) > 0 {
+		b.WriteString("\norder:\n")
+		for _, o := range s.orders {
+			b.WriteString("  " + o.text + "\n")
+		}
+	}
+	put := func(sections []section, prefix string, got func(string) []string, names []string) {
+		known := map[string]bool{}
+		for _, l := range sections {
+			known[l.name] = true
+			lines := l.lines
+			if !match(lines, got(l.name)) {
+				lines = got(l.name)
+			}
+			fmt.Fprintf(&b, "\n%s%s:\n", prefix, l.name)
+			for _, line := range lines {
+				b.WriteString("  " + line + "\n")
+			}
+		}
+		for _, name := range names {
+			if !known[name] {
+				known[name] = true
+				fmt.Fprintf(&b, "\n%s%s:\n  %s\n", prefix, name, strings.Join(got(name), "\n  "))
+			}
+		}
+	}
+	var lanes, talkers []string
+	for _, e := range all {
+		lanes = append(lanes, e.lane)
+	}
+	for _, e := range all {
+		if len(logs[e.lane]) > 0 {
+			talkers = append(talkers, e.lane)
+		}
+	}
+	put(s.lanes, "", func(name string) []string { return laneOf(all, name) }, lanes)
+	put(s.logs, "log ", func(name string) []string { return logs[name] }, talkers)
+	return b.String()
+}
+
+func TestMatch(t *testing.T) {
+	for _, tc := range []struct {
+		want, got string
+		ok        bool
+	}{
+		{"a|b", "a|b", true},
+		{"a|b", "a", false},
+		{"a", "a|b", false},
+		{"a|? b|c", "a|c", true},
+		{"a|? b|c", "a|b|c", true},
+		{"a|? b|c", "a|x|c", false},
+		{"a…", "abc", true},
+		{"a…", "bac", false},
+		{"a|…|c", "a|c", true},
+		{"a|…|c", "a|x|c|y|c", true},
+		{"a|…|c", "a|x", false},
+		{"…", "", true},
+		{"? a", "", true},
+	} {
+		split := func(s string) []string {
+			if s == "" {
+				return nil
+			}
+			return strings.Split(s, "|")
+		}
+		if got := match(split(tc.want), split(tc.got)); got != tc.ok {
+			t.Errorf("match(%q, %q) = %t", tc.want, tc.got, got)
+		}
+	}
+}
+
+func TestStory(t *testing.T) {
+	s, err := parseStory(`# Prose.
+interrupt after: app | up #2
+not on containerd: it is too old
+
+order:
+  init: completed < app: started #2
+pod:
+  Running
+init:
+  started
+  completed
+app:
+  started
+  exited with code 1…
+  started
+log app:
+  up
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.acts) != 1 || s.acts[0] != (act{"interrupt", "app | up", 2}) || s.skip["containerd"] != "it is too old" {
+		t.Errorf("%+v", s)
+	}
+	events := []event{{"init", "started"}, {"app", "started"}, {"pod", "Running"}, {"init", "completed"}, {"app", "exited with code 1: oh"}, {"app", "started"}}
+	logs := map[string][]string{"app": {"up"}}
+	if wrong := s.check(events, logs); len(wrong) > 0 {
+		t.Errorf("%q", wrong)
+	}
+	again, err := parseStory(s.write(events, logs))
+	if err != nil || len(again.check(events, logs)) > 0 || again.head != s.head || len(again.lanes) != 3 || again.lanes[2].lines[1] != "exited with code 1…" {
+		t.Errorf("written: %v\n%s", err, s.write(events, logs))
+	}
+	events[3], events[5] = events[5], events[3]
+	events = append(events, event{"other", "started"})
+	logs["app"] = append(logs["app"], "down")
+	if wrong := s.check(events, logs); len(wrong) != 4 {
+		t.Errorf("%q", wrong)
+	}
+	for _, bad := range []string{"  line", "dance after: x", "nothing", "order:\n  a b"} {
+		if _, err := parseStory(bad); err == nil {
+			t.Errorf("%q is a story", bad)
+		}
+	}
+}

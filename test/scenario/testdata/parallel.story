@@ -1,0 +1,28 @@
+# App containers run beside each other: each waits for the other here.
+
+order:
+  one: started < two: completed
+  two: started < one: completed
+
+pod:
+  sandbox ready
+  ? Running
+  ? ready
+  ? not ready
+  ? ready
+  ? not ready
+  Succeeded
+
+two:
+  started
+  completed
+
+one:
+  started
+  completed
+
+log two:
+  met
+
+log one:
+  met

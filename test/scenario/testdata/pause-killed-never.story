@@ -1,0 +1,18 @@
+# With restartPolicy Never a pod whose pause dies has failed.
+kill pause after: app | up
+not on containerd: its pause is a program of an image
+
+pod:
+  sandbox ready
+  ? Running
+  ? ready
+  ? sandbox gone
+  ? not ready
+  Failed
+
+app:
+  started
+  exited with code 137
+
+log app:
+  up
