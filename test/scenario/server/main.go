@@ -12,7 +12,6 @@ import (
 	"crypto/x509"
 	"flag"
 	"fmt"
-	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -37,6 +36,11 @@ var (
 	down      = flag.String("down", "/tmp/down", "file that makes everything fail while it exists")
 	after     = flag.Duration("down-after", 0, "make that file after this time")
 )
+
+func fatal(err error) {
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
 
 func failing() bool {
 	_, err := os.Stat(*down)
@@ -73,7 +77,7 @@ func answer(w http.ResponseWriter, r *http.Request) {
 func listen(addr string) net.Listener {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		log.Fatal(err)
+		fatal(err)
 	}
 	return l
 }
@@ -85,7 +89,7 @@ func accept(l net.Listener) {
 			return
 		}
 		if err != nil {
-			log.Fatal(err)
+			fatal(err)
 		}
 		c.Close()
 	}
@@ -94,12 +98,12 @@ func accept(l net.Listener) {
 func certificate() tls.Certificate {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		log.Fatal(err)
+		fatal(err)
 	}
 	c := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
 	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
 	if err != nil {
-		log.Fatal(err)
+		fatal(err)
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
@@ -110,11 +114,11 @@ func main() {
 	signal.Notify(signals, syscall.SIGTERM)
 	server := &http.Server{Handler: http.HandlerFunc(answer), ReadHeaderTimeout: time.Minute}
 	if *httpAddr != "" {
-		go func() { log.Fatal(server.Serve(listen(*httpAddr))) }()
+		go func() { fatal(server.Serve(listen(*httpAddr))) }()
 	}
 	if *httpsAddr != "" {
 		config := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{certificate()}}
-		go func() { log.Fatal(server.Serve(tls.NewListener(listen(*httpsAddr), config))) }()
+		go func() { fatal(server.Serve(tls.NewListener(listen(*httpsAddr), config))) }()
 	}
 	if *tcpAddr != "" {
 		l := listen(*tcpAddr)
@@ -129,12 +133,12 @@ func main() {
 	if *grpcAddr != "" {
 		s := grpc.NewServer()
 		healthpb.RegisterHealthServer(s, health{})
-		go func() { log.Fatal(s.Serve(listen(*grpcAddr))) }()
+		go func() { fatal(s.Serve(listen(*grpcAddr))) }()
 	}
 	if *after > 0 {
 		time.AfterFunc(*after, func() {
 			if err := os.WriteFile(*down, nil, 0o644); err != nil {
-				log.Fatal(err)
+				fatal(err)
 			}
 		})
 	}
