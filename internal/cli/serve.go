@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -20,6 +22,8 @@ import (
 )
 
 type serveFlags struct {
+	manifestsURL, manifestsCA                string
+	manifestsHeader                          []string
 	only, manifests, bridge, ipv4, ipv6, cni string
 	cgroupDriver, cgroupParent               string
 	streamAddress, streamCert, streamKey     string
@@ -47,8 +51,10 @@ pause, and the next unipod serve adopts them.`,
 			if f.only != "" && f.only != "cri" {
 				return usage("--only %q: cri is what can be served alone", f.only)
 			}
-			if f.only == "cri" && cmd.Flags().Changed("manifests") {
-				return usage("--manifests needs the pod engine, which --only cri leaves out")
+			for _, flag := range []string{"manifests", "manifests-url"} {
+				if f.only == "cri" && cmd.Flags().Changed(flag) {
+					return usage("--%s needs the pod engine, which --only cri leaves out", flag)
+				}
 			}
 			return g.serve(cmd, f)
 		},
@@ -56,6 +62,9 @@ pause, and the next unipod serve adopts them.`,
 	fl := cmd.Flags()
 	fl.StringVar(&f.only, "only", "", "serve a part alone: cri")
 	fl.StringVar(&f.manifests, "manifests", "/etc/unipod/manifests", "directory of the pods to keep running")
+	fl.StringVar(&f.manifestsURL, "manifests-url", "", "URL of more pods to keep running, asked every 20 s")
+	fl.StringSliceVar(&f.manifestsHeader, "manifests-url-header", nil, "headers of those requests (Authorization:Bearer …); they may be repeated")
+	fl.StringVar(&f.manifestsCA, "manifests-url-ca", "", "certificates (PEM) that vouch for the URL's server (default: the machine's)")
 	fl.StringVar(&f.bridge, "bridge", "", "name of the pods' bridge (default unipod0)")
 	fl.StringVar(&f.ipv4, "ipv4", "", "the pods' IPv4 network (default 10.66.0.0/16)")
 	fl.StringVar(&f.ipv6, "ipv6", "", "the pods' IPv6 network (default fd75:6e69:706f:64::/64)")
@@ -74,6 +83,10 @@ func (g *global) serve(cmd *cobra.Command, f serveFlags) (err error) {
 		return err
 	}
 	pressure, images, err := f.upkeep.policies()
+	if err != nil {
+		return err
+	}
+	remote, err := f.remote()
 	if err != nil {
 		return err
 	}
@@ -118,6 +131,11 @@ func (g *global) serve(cmd *cobra.Command, f serveFlags) (err error) {
 	group.Go(func() error {
 		return static.Run(gctx, static.Config{Dir: f.manifests, Engine: e, Objects: objects, Runtime: n.CRI()})
 	})
+	if remote.Address != "" {
+		group.Go(func() error {
+			return static.Run(gctx, static.Config{URL: remote, Engine: e, Objects: objects, Runtime: n.CRI()})
+		})
+	}
 	group.Go(func() error {
 		for ev := range e.Watch(gctx) {
 			logEvent(ev)
@@ -145,4 +163,24 @@ func logEvent(ev engine.Event) {
 		return
 	}
 	slog.Info(text, attrs...)
+}
+
+// remote is the source of pods that the flags of the URL name.
+func (f *serveFlags) remote() (static.URL, error) {
+	u := static.URL{Address: f.manifestsURL, Header: http.Header{}}
+	for _, h := range f.manifestsHeader {
+		name, value, ok := strings.Cut(h, ":")
+		if !ok || name == "" {
+			return u, usage("--manifests-url-header: not of the form name:value") // the value may be secret
+		}
+		u.Header.Add(strings.TrimSpace(name), strings.TrimSpace(value))
+	}
+	if f.manifestsCA == "" {
+		return u, nil
+	}
+	var err error
+	if u.CA, err = os.ReadFile(f.manifestsCA); err != nil {
+		return u, fmt.Errorf("--manifests-url-ca: %w", err)
+	}
+	return u, nil
 }

@@ -25,3 +25,9 @@ func StaticUID(pod *v1.Pod, source string) types.UID {
 	_ = json.NewEncoder(h).Encode(content)
 	return types.UID(hex.EncodeToString(h.Sum(nil)[:16]))
 }
+
+// StaticUIDFrom is a [StaticUID] for what is read from a stream, whose name
+// says nothing: the source is given.
+func StaticUIDFrom(source string) func(*v1.Pod, string) types.UID {
+	return func(pod *v1.Pod, _ string) types.UID { return StaticUID(pod, source) }
+}

@@ -1,10 +1,10 @@
-// Package static keeps the pods of a directory of manifests running: what
-// kubelet calls static pods. A file that appears is a pod that starts, a file
-// that changes replaces it, a file that goes ends it.
+// Package static keeps the pods of a directory of manifests running, or of a
+// URL: what kubelet calls static pods. A manifest that appears is a pod that
+// starts, one that changes replaces it, one that goes ends it.
 //
 // It owns the pods it gave to the engine, and those of an earlier life of the
-// node that carry its mark and whose file is gone. It promises that a
-// directory with any error in it changes nothing: what ran goes on, and the
+// node that carry its mark and whose manifest is gone. It promises that a
+// source with any error in it changes nothing: what ran goes on, and the
 // errors are logged.
 //
 // Floor: 8, beside play: another face of the engine.
@@ -13,17 +13,13 @@ package static
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
-	"os"
 	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
@@ -36,37 +32,59 @@ import (
 	"unipod.dev/unipod/internal/manifest"
 )
 
-// Annotation marks a static pod, with the directory it comes from.
+// Annotation marks a static pod, with the source it comes from.
 const Annotation = "unipod.dev/manifests"
 
-// settle is how long the directory must be quiet before it is read: editors
-// write a file in several steps.
-const settle = 100 * time.Millisecond
-
-// Objects are the ConfigMaps and Secrets of the directory as it is now. The
+// Objects are the ConfigMaps and Secrets of all sources as they are now. The
 // zero value has none; it may be used concurrently.
 type Objects struct {
-	now atomic.Pointer[manifest.Objects]
+	mu  sync.RWMutex
+	now map[string]*manifest.Objects // by source
+}
+
+func (o *Objects) set(source string, objects *manifest.Objects) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.now == nil {
+		o.now = map[string]*manifest.Objects{}
+	}
+	o.now[source] = objects
+}
+
+// each calls f with the sources' objects, in order of their names, until it
+// has found what it looks for.
+func (o *Objects) each(f func(*manifest.Objects) bool) {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	for _, source := range slices.Sorted(maps.Keys(o.now)) {
+		if f(o.now[source]) {
+			return
+		}
+	}
 }
 
 // ConfigMap implements engine.Objects.
-func (o *Objects) ConfigMap(namespace, name string) (*v1.ConfigMap, error) {
-	if all := o.now.Load(); all != nil {
-		if m, ok := all.ConfigMaps[types.NamespacedName{Namespace: namespace, Name: name}]; ok {
-			return m, nil
-		}
+func (o *Objects) ConfigMap(namespace, name string) (found *v1.ConfigMap, err error) {
+	o.each(func(all *manifest.Objects) bool {
+		found = all.ConfigMaps[types.NamespacedName{Namespace: namespace, Name: name}]
+		return found != nil
+	})
+	if found == nil {
+		return nil, apierrors.NewNotFound(v1.Resource("configmap"), name)
 	}
-	return nil, apierrors.NewNotFound(v1.Resource("configmap"), name)
+	return found, nil
 }
 
 // Secret implements engine.Objects.
-func (o *Objects) Secret(namespace, name string) (*v1.Secret, error) {
-	if all := o.now.Load(); all != nil {
-		if s, ok := all.Secrets[types.NamespacedName{Namespace: namespace, Name: name}]; ok {
-			return s, nil
-		}
+func (o *Objects) Secret(namespace, name string) (found *v1.Secret, err error) {
+	o.each(func(all *manifest.Objects) bool {
+		found = all.Secrets[types.NamespacedName{Namespace: namespace, Name: name}]
+		return found != nil
+	})
+	if found == nil {
+		return nil, apierrors.NewNotFound(v1.Resource("secret"), name)
 	}
-	return nil, apierrors.NewNotFound(v1.Resource("secret"), name)
+	return found, nil
 }
 
 // Engine is what static pods ask of internal/engine.
@@ -76,28 +94,48 @@ type Engine interface {
 	Watch(ctx context.Context) <-chan engine.Event
 }
 
-// Config is one directory. All but Clock and Log are required.
+// Config is one source: a directory, or a URL. Engine, Objects and Runtime are
+// required.
 type Config struct {
 	Dir     string // made (0755) when missing
+	URL     URL
 	Engine  Engine
 	Objects *Objects // the engine's
-	// Loaded, when not nil, is closed once the directory has been read and its
+	// Loaded, when not nil, is closed once the source has been asked and its
 	// pods are with the engine.
-	Loaded chan<- struct{}
+	Loaded  chan<- struct{}
 	Runtime cri.Runtime
 	Clock   clock.WithTicker
 	Log     *slog.Logger
 }
 
+// source is where manifests come from.
+type source interface {
+	// mark names the source on its pods, kind is kubelet's word for it.
+	mark() string
+	kind() string
+	// watch hands out what the source holds, at first and whenever it has
+	// changed, until ctx ends. A reading of nothing says that there is no news.
+	watch(ctx context.Context, out chan<- reading) error
+}
+
+// reading is what a source holds, or what is wrong with it.
+type reading struct {
+	objects *manifest.Objects
+	err     error
+}
+
 type keeper struct {
 	Config
-	wanted map[types.UID]*v1.Pod // by the directory
+	source source
+	mark   string
+	wanted map[types.UID]*v1.Pod // by the source
 	given  map[types.UID]*v1.Pod // to the engine, until Removed
 	swept  bool                  // what an earlier life left
 }
 
-// Run keeps the directory's pods running until ctx ends; they are left
-// running then.
+// Run keeps the source's pods running until ctx ends; they are left running
+// then.
 func Run(ctx context.Context, cfg Config) error {
 	if cfg.Clock == nil {
 		cfg.Clock = clock.RealClock{}
@@ -105,37 +143,38 @@ func Run(ctx context.Context, cfg Config) error {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
-		return fmt.Errorf("the directory of manifests: %w", err)
+	var src source = &directory{path: cfg.Dir, clock: cfg.Clock, log: cfg.Log}
+	if cfg.URL.Address != "" {
+		r, err := newRemote(cfg.URL, cfg.Clock, cfg.Log)
+		if err != nil {
+			return err
+		}
+		src = r
 	}
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("watching %s: %w", cfg.Dir, err)
-	}
-	defer w.Close()
-	if err := w.Add(cfg.Dir); err != nil {
-		return fmt.Errorf("watching %s: %w", cfg.Dir, err)
-	}
-	k := &keeper{Config: cfg, given: map[types.UID]*v1.Pod{}}
+	return keep(ctx, cfg, src)
+}
+
+func keep(ctx context.Context, cfg Config, src source) error {
+	ctx, cancel := context.WithCancel(ctx)
+	k := &keeper{Config: cfg, source: src, mark: src.mark(), given: map[types.UID]*v1.Pod{}}
 	events := cfg.Engine.Watch(ctx)
-	k.read(ctx)
-	if k.Loaded != nil {
-		close(k.Loaded)
-	}
-	var settled <-chan time.Time
+	readings, ended := make(chan reading), make(chan error, 1)
+	var wg sync.WaitGroup
+	wg.Go(func() { ended <- src.watch(ctx, readings) })
+	defer wg.Wait()
+	defer cancel()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case err := <-w.Errors:
-			if !errors.Is(err, fsnotify.ErrEventOverflow) {
-				return fmt.Errorf("watching %s: %w", cfg.Dir, err)
+		case err := <-ended:
+			return err
+		case r := <-readings:
+			k.take(ctx, r)
+			if k.Loaded != nil {
+				close(k.Loaded)
+				k.Loaded = nil
 			}
-			settled = cfg.Clock.After(settle)
-		case <-w.Events:
-			settled = cfg.Clock.After(settle)
-		case <-settled:
-			k.read(ctx)
 		case ev, ok := <-events:
 			if !ok {
 				return nil
@@ -148,26 +187,28 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 }
 
-// read loads the directory and brings the engine up to it.
-func (k *keeper) read(ctx context.Context) {
-	objects, err := k.load()
-	if err != nil {
-		for line := range strings.Lines(err.Error()) {
+// take brings the engine up to what the source holds.
+func (k *keeper) take(ctx context.Context, r reading) {
+	if r.err != nil {
+		for line := range strings.Lines(r.err.Error()) {
 			k.Log.Error("manifest", "error", strings.TrimSpace(line))
 		}
 		return
 	}
-	for _, w := range objects.Warnings {
+	if r.objects == nil {
+		return
+	}
+	for _, w := range r.objects.Warnings {
 		k.Log.Warn("manifest", "warning", w.String())
 	}
-	k.Objects.now.Store(objects)
+	k.Objects.set(k.mark, r.objects)
 	k.wanted = map[types.UID]*v1.Pod{}
-	for _, pod := range objects.Pods {
+	for _, pod := range r.objects.Pods {
 		if pod.Annotations == nil {
 			pod.Annotations = map[string]string{}
 		}
-		pod.Annotations[Annotation] = k.Dir
-		asKubelet(pod, k.Clock.Now())
+		pod.Annotations[Annotation] = k.mark
+		asKubelet(pod, k.source.kind(), k.Clock.Now())
 		k.wanted[pod.UID] = pod
 	}
 	k.reconcile()
@@ -180,32 +221,16 @@ func (k *keeper) read(ctx context.Context) {
 	}
 }
 
-// asKubelet marks a pod as kubelet marks one of a file, and lets it stay
+// asKubelet marks a pod as kubelet marks one of such a source, and lets it stay
 // whatever the node's taints.
-func asKubelet(pod *v1.Pod, now time.Time) {
-	pod.Annotations[kubetypes.ConfigSourceAnnotationKey] = kubetypes.FileSource
+func asKubelet(pod *v1.Pod, kind string, now time.Time) {
+	pod.Annotations[kubetypes.ConfigSourceAnnotationKey] = kind
 	pod.Annotations[kubetypes.ConfigHashAnnotationKey] = string(pod.UID)
 	pod.Annotations[kubetypes.ConfigFirstSeenAnnotationKey] = now.Format(time.RFC3339Nano)
 	stay := v1.Toleration{Operator: v1.TolerationOpExists, Effect: v1.TaintEffectNoExecute}
 	if !slices.Contains(pod.Spec.Tolerations, stay) {
 		pod.Spec.Tolerations = append(pod.Spec.Tolerations, stay)
 	}
-}
-
-// load reads the directory; an empty one is no error.
-func (k *keeper) load() (*manifest.Objects, error) {
-	entries, err := os.ReadDir(k.Dir)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !slices.ContainsFunc(entries, isManifest) {
-		return &manifest.Objects{}, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return manifest.Loader{UID: manifest.StaticUID}.Load([]string{k.Dir}, nil)
-}
-
-func isManifest(e fs.DirEntry) bool {
-	return slices.ContainsFunc([]string{".yaml", ".yml", ".json"}, func(ext string) bool { return strings.HasSuffix(e.Name(), ext) })
 }
 
 // reconcile gives the engine what is wanted and takes back the rest. A pod
@@ -240,7 +265,7 @@ func (k *keeper) removeStrangers(ctx context.Context) error {
 	}
 	var failed error
 	for _, s := range list.GetItems() {
-		if s.GetAnnotations()[Annotation] != k.Dir || k.wanted[types.UID(s.GetMetadata().GetUid())] != nil {
+		if s.GetAnnotations()[Annotation] != k.mark || k.wanted[types.UID(s.GetMetadata().GetUid())] != nil {
 			continue
 		}
 		k.Log.Info("removing a pod whose manifest is gone", "pod", s.GetMetadata().GetNamespace()+"/"+s.GetMetadata().GetName())

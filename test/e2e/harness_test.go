@@ -70,13 +70,13 @@ const imageName = "localhost/unipod-demo:1"
 
 // node is a machine with unipod on it: its directories.
 type node struct {
-	t         *testing.T
+	t         testing.TB
 	root, run string
 }
 
 // newNode makes one with the test image loaded. When the test is over,
 // nothing may be left of it.
-func newNode(t *testing.T) *node {
+func newNode(t testing.TB) *node {
 	t.Helper()
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
@@ -152,7 +152,7 @@ func (n *node) file(name, text string) string {
 
 // background is a unipod that runs while the test goes on.
 type background struct {
-	t   *testing.T
+	t   testing.TB
 	cmd *exec.Cmd
 
 	mu    sync.Mutex
