@@ -30,10 +30,11 @@
 //
 // Setup either returns a working attachment or leaves nothing behind. A record
 // is there before the first thing it describes and goes after the last.
-// Teardown returns when the pod's host ports are free; the link, whose removal
-// costs the kernel tens of milliseconds of RCU grace periods under the lock
-// every other network change needs, goes soon after, many at a time, and only
-// then are the addresses free again. Reconcile makes the kernel and the
+// Teardown returns when the pod's host ports are free; link and namespace,
+// whose removal costs the kernel tens of milliseconds of RCU grace periods
+// under the lock every other network change needs, go within seconds, many at a
+// time and when no pod is being set up if there is such a moment; only then are
+// the addresses free again. Reconcile makes the kernel and the
 // records agree after a crash at any instant. All methods of Network may be
 // called concurrently, Close last; calls for one pod take turns.
 //

@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -29,7 +30,11 @@ const (
 	skipStats = 1 << 3 // RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h
 )
 
-var errNoBridge = errors.New("the bridge is gone")
+var (
+	errNoBridge = errors.New("the bridge is gone")
+	// errBridgeFull is the kernel's limit, BR_MAX_PORTS.
+	errBridgeFull = fmt.Errorf("the bridge has 1023 ports, as many as a bridge can have: %w", errdefs.ErrResourceExhausted)
+)
 
 // vethName returns the name of the node's end of a pod's veth pair.
 func vethName(id string) string {
@@ -110,6 +115,9 @@ func makeVeth(c *conn, bridge int, podNS *os.File, id string, a *Attachment) (in
 
 	index := 0
 	err := c.do(create, indexOf(a.HostVeth, &index), adjust)
+	if errors.Is(err, unix.EXFULL) {
+		err = errBridgeFull
+	}
 	return index, err
 }
 

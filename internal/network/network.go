@@ -181,7 +181,7 @@ func Open(_ context.Context, cfg Config) (_ *Network, err error) {
 	n.reaper.start(n)
 	for _, r := range n.pods {
 		if r.Phase == ending {
-			n.reaper.add(r)
+			n.reaper.add(r, n.cfg.Clock.Now())
 		}
 	}
 	return n, nil
@@ -202,6 +202,7 @@ func (n *Network) release() {
 	n.reaper.stop()
 	for _, r := range n.pods {
 		closeAll(r.reserved)
+		r.letGo()
 	}
 	if n.ipam != nil {
 		n.ipam.close()

@@ -8,12 +8,15 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"k8s.io/utils/clock"
 )
 
-// reaper deletes the links of pods that were torn down, behind the reply and
-// many at a time: the kernel waits for one as long as for a hundred, and
-// nobody can set up a link meanwhile. One goroutine does it, from start to
-// stop.
+// reaper lets the namespaces of pods that were torn down go and deletes what
+// links the kernel leaves, behind the reply and many at a time: the kernel
+// waits for one as long as for a hundred, and nobody can set up a link
+// meanwhile. So it also waits for a moment when nobody does. One goroutine does
+// it, from start to stop.
 type reaper struct {
 	wake    chan struct{} // something waits
 	hurry   chan struct{} // somebody waits for it
@@ -22,13 +25,23 @@ type reaper struct {
 
 	mu      sync.Mutex
 	waiting map[string]*record
+	since   time.Time     // when the first of them came
+	busy    time.Time     // when a pod was last set up
 	batch   chan struct{} // closed after each batch
 	err     error         // of the last batch
 }
 
-// collect is how long a batch waits for company. Most links are gone by then:
-// the kernel deletes them together with the pod's namespace.
-const collect = 50 * time.Millisecond
+const (
+	// lull is how long nobody must have set up a pod for the reaper to begin;
+	// it begins anyway when the first waits for longest, or plenty wait: a dead
+	// namespace holds some 100 KiB of the kernel's memory.
+	lull    = 100 * time.Millisecond
+	longest = 2 * time.Second
+	plenty  = 128
+	// collect is how long the kernel has to delete links together with their
+	// namespaces, before those it left are deleted by name.
+	collect = 50 * time.Millisecond
+)
 
 func (p *reaper) start(n *Network) {
 	p.wake, p.hurry = make(chan struct{}, 1), make(chan struct{}, 1)
@@ -45,17 +58,19 @@ func (p *reaper) run(n *Network) {
 		case <-p.quit:
 			return
 		}
-		t := n.cfg.Clock.NewTimer(collect)
-		select {
-		case <-p.hurry:
-		case <-p.quit:
-		case <-t.C():
+		hurried := false
+		for !hurried {
+			wait := p.due(n.cfg.Clock.Now())
+			if wait <= 0 {
+				break
+			}
+			hurried = p.sleep(n.cfg.Clock, wait, p.wake)
 		}
-		t.Stop()
-
-		p.mu.Lock()
-		batch := slices.Collect(maps.Values(p.waiting))
-		p.mu.Unlock()
+		batch := p.taken()
+		letGo(batch)
+		if !hurried {
+			p.sleep(n.cfg.Clock, collect, nil)
+		}
 		err := n.reap(batch)
 		if err != nil {
 			n.log.Error("links of pods could not be deleted, trying again with the next", "error", err)
@@ -66,6 +81,7 @@ func (p *reaper) run(n *Network) {
 				delete(p.waiting, r.ID)
 			}
 		}
+		p.since = n.cfg.Clock.Now() // of those that came meanwhile
 		p.err = err
 		close(p.batch)
 		p.batch = make(chan struct{})
@@ -73,9 +89,55 @@ func (p *reaper) run(n *Network) {
 	}
 }
 
-// add leaves a pod to the reaper.
-func (p *reaper) add(r *record) {
+// due is how long the next batch is to be put off.
+func (p *reaper) due(now time.Time) time.Duration {
 	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.waiting) >= plenty {
+		return 0
+	}
+	at := p.busy.Add(lull)
+	if last := p.since.Add(longest); at.After(last) {
+		at = last
+	}
+	return at.Sub(now)
+}
+
+// sleep returns when the time is over or early comes, and whether it was cut
+// short for somebody who waits.
+func (p *reaper) sleep(c clock.Clock, d time.Duration, early <-chan struct{}) (hurried bool) {
+	t := c.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-p.hurry:
+		return true
+	case <-p.quit:
+		return true
+	case <-early:
+	case <-t.C():
+	}
+	return false
+}
+
+func (p *reaper) taken() []*record {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Values(p.waiting))
+}
+
+// working says that a pod is being set up.
+func (p *reaper) working(now time.Time) {
+	p.mu.Lock()
+	p.busy = now
+	p.mu.Unlock()
+}
+
+// add leaves a pod to the reaper.
+func (p *reaper) add(r *record, now time.Time) {
+	p.mu.Lock()
+	if len(p.waiting) == 0 {
+		p.since = now
+	}
 	p.waiting[r.ID] = r
 	p.mu.Unlock()
 	signal(p.wake)
@@ -126,6 +188,13 @@ func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
+	}
+}
+
+// letGo ends the namespaces of a batch, whose processes are gone.
+func letGo(batch []*record) {
+	for _, r := range batch {
+		r.letGo()
 	}
 }
 

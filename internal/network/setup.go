@@ -27,11 +27,18 @@ func (n *Network) Setup(ctx context.Context, req Request) (*Attachment, error) {
 	}
 	defer end()
 
+	n.reaper.working(n.cfg.Clock.Now())
 	r, err := n.setup(ctx, req, inode)
-	if errors.Is(err, errNoBridge) {
+	switch {
+	case errors.Is(err, errNoBridge):
 		// Somebody took the bridge away; make it again, once.
 		n.infra.lost()
 		r, err = n.setup(ctx, req, inode)
+	case errors.Is(err, errBridgeFull), errors.Is(err, ErrNoFreeIP):
+		// Pods that have ended may still have a port and addresses.
+		if err = n.reaper.gone(ctx, ""); err == nil {
+			r, err = n.setup(ctx, req, inode)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("network of pod %s: %w", req.ID, err)
@@ -97,6 +104,9 @@ func (n *Network) attach(ctx context.Context, req Request, inode uint64) (_ *rec
 		}
 	}()
 
+	if err := r.hold(req.Netns); err != nil {
+		return nil, err
+	}
 	if r.reserved, err = n.reserve(r); err != nil {
 		return nil, err
 	}
@@ -235,7 +245,7 @@ func (n *Network) retire(ctx context.Context, r *record) error {
 	r.portsFree = true
 	n.mu.Unlock()
 	n.at("unmapped")
-	n.reaper.add(r)
+	n.reaper.add(r, n.cfg.Clock.Now())
 	return nil
 }
 

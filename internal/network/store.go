@@ -23,12 +23,31 @@ type record struct {
 
 	// Of this process, not of the file. Guarded by the pod's turn:
 	reserved []*reservation // of the host ports
+	// the namespace, so that it ends when the reaper says: the kernel would
+	// begin at once, in the way of the next pod. nil for a pod adopted.
+	held *os.File
 	// and by Network.mu:
 	mapped    bool // the table is to have entries of this pod
 	portsFree bool // its host ports may be given to others
 }
 
 const recordVersion = 1
+
+func (r *record) hold(ns *os.File) error {
+	fd, err := unix.FcntlInt(ns.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return os.NewSyscallError("fcntl", err)
+	}
+	r.held = os.NewFile(uintptr(fd), ns.Name())
+	return nil
+}
+
+func (r *record) letGo() {
+	if r.held != nil {
+		r.held.Close()
+		r.held = nil
+	}
+}
 
 // phase says how much of what a record describes exists.
 type phase string

@@ -139,6 +139,7 @@ func TestPauseDies(t *testing.T) {
 	if st := w.wait(id); st.ExitCode != 137 {
 		t.Errorf("exit %d", st.ExitCode)
 	}
+	<-s.ended // its containers' ends are told first
 	if s.state() != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
 		t.Error("the sandbox still says it is ready")
 	}
