@@ -3,6 +3,7 @@
 #   make            build bin/unipod (and the pause programs it carries)
 #   make test       run every test, as root, with the race detector
 #   make test-faults   kill the node at every point of a pod's life
+#   make test-containerd   play the scenarios with containerd as the runtime
 #   make test-cri   run critest, the CRI's conformance tool
 #   make test-kubelet   run static pods under a real kubelet
 #   make demo       play the example pod
@@ -29,7 +30,7 @@ LDFLAGS := -s -w -X unipod.dev/unipod/internal/version.Version=$(VERSION) \
 	$(call kube,gitCommit=$(VERSION)) $(call kube,gitTreeState=clean) $(call kube,buildDate=$(shell git log -1 --format=%cd --date=format:%Y-%m-%dT%H:%M:%SZ 2>/dev/null || echo 1970-01-01T00:00:00Z))
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: all pause build arm64 test test-faults test-cri test-kubelet test-arm64 demo bench figures fuzz lint install uninstall clean
+.PHONY: all pause build arm64 test test-faults test-containerd test-cri test-kubelet test-arm64 demo bench figures fuzz lint install uninstall clean
 
 all: build
 
@@ -55,6 +56,11 @@ test: build
 test-faults: build
 	@scripts/deps.sh test
 	CGO_ENABLED=1 $(GO) test -race -tags $(TAGS),faults -count=1 -timeout 20m $(if $(SUDO),-exec 'sudo -E') -run TestKilledAnywhere ./internal/runtime
+
+# The engine and every scenario on a runtime that isn't ours.
+test-containerd: build
+	@scripts/deps.sh test containerd
+	UNIPOD_SCENARIO_RUNTIME=containerd CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -count=1 -timeout 10m $(if $(SUDO),-exec 'sudo -E') -run 'TestContainerd|TestScenarios' ./internal/engine ./test/scenario
 
 # The CRI's public conformance tool. CRITEST_IMAGE_SCRIPT names the script that makes
 # its images; see test/critest/run.sh.

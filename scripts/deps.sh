@@ -2,7 +2,7 @@
 # Installs the Debian packages that a task of the Makefile needs, and only
 # those that are missing.
 #
-#   scripts/deps.sh build|arm64|demo|test|fuzz|cri|kubelet|lint ...
+#   scripts/deps.sh build|arm64|demo|test|containerd|fuzz|cri|kubelet|lint ...
 set -euo pipefail
 
 packages_for() {
@@ -13,12 +13,13 @@ packages_for() {
 	# docker-registry is the real registry the image tests pull from; the
 	# cross compiler and qemu run pause's tests as an arm64 machine would.
 	test) echo gcc libc6-dev make busybox-static docker-registry iproute2 nftables procps jq curl gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static ;;
+	containerd) echo containerd runc containernetworking-plugins ;;
 	fuzz) echo clang libclang-rt-14-dev ;;
 	cri) echo jq curl util-linux ;;
 	kubelet) echo busybox-static jq curl iproute2 procps util-linux ;;
 	lint) echo shellcheck ;;
 	*)
-		echo "deps.sh: unknown task $1 (build, arm64, demo, test, fuzz, cri, kubelet, lint)" >&2
+		echo "deps.sh: unknown task $1 (build, arm64, demo, test, containerd, fuzz, cri, kubelet, lint)" >&2
 		exit 2
 		;;
 	esac

@@ -91,6 +91,7 @@ func printError(w io.Writer, err error) {
 // global are the flags of every command.
 type global struct {
 	root, run string
+	endpoint  string // of another runtime, for the commands that have the flag
 	debug     bool
 }
 
@@ -167,6 +168,11 @@ func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 		}
 		return nil
 	}
+}
+
+// endpointFlag adds --runtime-endpoint to a command.
+func (g *global) endpointFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&g.endpoint, "runtime-endpoint", "", "run pods on another container runtime, by its CRI socket (unix:///run/containerd/containerd.sock)")
 }
 
 func env(name, def string) string {

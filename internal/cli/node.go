@@ -9,7 +9,7 @@ import (
 )
 
 func (g *global) nodeConfig() node.Config {
-	return node.Config{Root: g.root, Run: g.run}
+	return node.Config{Root: g.root, Run: g.run, RuntimeEndpoint: g.endpoint}
 }
 
 // openNode is the running node, or one in this process when none runs.

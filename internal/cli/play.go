@@ -81,6 +81,7 @@ Exit codes:
 	cmd.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "show only what the containers say")
 	cmd.Flags().StringVar(&f.since, "since", "", "leave out log lines before a time (RFC 3339) or older than a duration (10s)")
 	cmd.Flags().StringVarP(&f.output, "output", "o", "", "print the pods' timelines when they have ended, and all else to standard error: timeline, json or yaml")
+	g.endpointFlag(cmd)
 	cmd.Flags().BoolVar(&f.retry, "retry", false, "keep trying with pods that can't start, as kubelet does")
 	return cmd
 }
@@ -218,7 +219,7 @@ func (g *global) playObjects(ctx context.Context, objects *manifest.Objects, cfg
 		claim.Mark(pod)
 	}
 	service := n.CRI()
-	if !cfg.Quiet {
+	if !cfg.Quiet && !n.Foreign() {
 		service = &pullsShown{Service: service, images: n.Images(), screen: cfg.Screen}
 	}
 	ecfg := engine.Config{Dir: claim.PodsDir(), LogDir: claim.LogDir(), KeepLogs: true, Objects: objectSource{objects}}

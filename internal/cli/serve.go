@@ -44,12 +44,18 @@ pause, and the next unipod serve adopts them.`,
 		Example: `  # a node for whatever is in /etc/unipod/manifests
   unipod serve
 
+  # the same, with containerd as the runtime
+  unipod serve --runtime-endpoint unix:///run/containerd/containerd.sock
+
   # a container runtime for kubelet, and nothing else
   unipod serve --only cri
   kubelet --container-runtime-endpoint=unix:///run/unipod/cri.sock`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.only != "" && f.only != "cri" {
 				return usage("--only %q: cri is what can be served alone", f.only)
+			}
+			if err := onlyOurs(cmd, g.endpoint); err != nil {
+				return err
 			}
 			for _, flag := range []string{"manifests", "manifests-url"} {
 				if f.only == "cri" && cmd.Flags().Changed(flag) {
@@ -59,6 +65,7 @@ pause, and the next unipod serve adopts them.`,
 			return g.serve(cmd, f)
 		},
 	}
+	g.endpointFlag(cmd)
 	fl := cmd.Flags()
 	fl.StringVar(&f.only, "only", "", "serve a part alone: cri")
 	fl.StringVar(&f.manifests, "manifests", "/etc/unipod/manifests", "directory of the pods to keep running")
@@ -76,6 +83,19 @@ pause, and the next unipod serve adopts them.`,
 	f.upkeep.add(fl)
 	fl.StringVar(&f.streamKey, "stream-tls-key", "", "and its key")
 	return cmd
+}
+
+// onlyOurs refuses flags about a runtime that isn't ours.
+func onlyOurs(cmd *cobra.Command, endpoint string) error {
+	if endpoint == "" {
+		return nil
+	}
+	for _, name := range []string{"only", "bridge", "ipv4", "ipv6", "cni", "cgroup-driver", "cgroup-parent", "stream-address", "stream-tls-cert", "stream-tls-key"} {
+		if cmd.Flags().Changed(name) {
+			return usage("--%s is about unipod's own runtime, which --runtime-endpoint leaves out", name)
+		}
+	}
+	return nil
 }
 
 func (g *global) serve(cmd *cobra.Command, f serveFlags) (err error) {
@@ -105,7 +125,11 @@ func (g *global) serve(cmd *cobra.Command, f serveFlags) (err error) {
 	if err := play.Sweep(ctx, g.root, n.CRI()); err != nil {
 		slog.Warn("cleaning up after killed plays", "error", err)
 	}
-	slog.Info("serving the CRI", "socket", "unix://"+filepath.Join(n.Run(), node.SocketName))
+	if n.Foreign() {
+		slog.Info("running pods on another runtime", "endpoint", g.endpoint)
+	} else {
+		slog.Info("serving the CRI", "socket", "unix://"+filepath.Join(n.Run(), node.SocketName))
+	}
 	if f.only == "cri" {
 		<-ctx.Done()
 		slog.Info("ending; pods keep running")

@@ -47,6 +47,11 @@ type Config struct {
 	Root string // survives a reboot
 	Run  string // a tmpfs; what a reboot ends
 
+	// RuntimeEndpoint is the CRI socket of another runtime that runs the pods
+	// instead of ours, such as unix:///run/containerd/containerd.sock. Of the
+	// rest only Root, Run and Log matter then.
+	RuntimeEndpoint string
+
 	Bridge     string
 	Table      string // of nftables
 	IPv4, IPv6 string // the pods' networks, in CIDR notation
@@ -144,6 +149,9 @@ func (n *Node) Run() string  { return n.cfg.Run }
 // cfg.Run. When another process runs it already, the error is a *LockedError.
 func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	cfg.complete()
+	if cfg.RuntimeEndpoint != "" {
+		return openForeign(ctx, cfg)
+	}
 	if err := checkKernel(); err != nil {
 		return nil, err
 	}
@@ -235,6 +243,9 @@ func openNetwork(ctx context.Context, cfg Config) (network.Plugin, error) {
 // error is errdefs.ErrUnavailable.
 func Connect(ctx context.Context, cfg Config) (*Node, error) {
 	cfg.complete()
+	if cfg.RuntimeEndpoint != "" {
+		return connectForeign(ctx, cfg)
+	}
 	svc, closer, err := cri.Dial(ctx, "unix://"+filepath.Join(cfg.Run, SocketName))
 	if err != nil {
 		return nil, err

@@ -15,7 +15,7 @@ bad:
   exited with code 3
 
 missing:
-  exited with code 128 (StartError): failed to start container: exec: "/no/such/program": stat /no/such/program: no such file or directory
+  exited with code 128 (StartError): …
 
 good:
   started

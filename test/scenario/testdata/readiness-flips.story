@@ -17,4 +17,5 @@ app:
   not ready
   Readiness probe failed: cat: can't open '/tmp/ready': No such file or directory
   ready
+  …
   completed

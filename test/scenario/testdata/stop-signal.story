@@ -1,4 +1,5 @@
 # stopSignal stands in for SIGTERM.
+not on containerd: 1.6 has no stop signal of a container
 interrupt after: app | up
 
 pod:
