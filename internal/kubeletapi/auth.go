@@ -71,7 +71,7 @@ func (a *auth) protect(next http.Handler) http.Handler {
 			if err != nil {
 				a.cfg.Log.Warn("a client of the kubelet API could not be authenticated", "path", r.URL.Path, "remote", r.RemoteAddr, "err", err)
 			}
-			http.Error(w, "Unauthorized", http.StatusUnauthorized)
+			fail(w, http.StatusUnauthorized, "Unauthorized")
 			return
 		}
 		// The API server lets this group do anything: it needn't be asked.
@@ -84,8 +84,8 @@ func (a *auth) protect(next http.Handler) http.Handler {
 			decision, _, err := a.whether.Authorize(r.Context(), attributes)
 			if err != nil {
 				a.cfg.Log.Error("asking whether a client of the kubelet API may do this", "user", info.User.GetName(), "path", r.URL.Path, "err", err)
-				http.Error(w, fmt.Sprintf("Authorization error (user=%s, verb=%s, resource=%s, subresource=%s)",
-					info.User.GetName(), attributes.GetVerb(), attributes.GetResource(), attributes.GetSubresource()), http.StatusInternalServerError)
+				fail(w, http.StatusInternalServerError, fmt.Sprintf("Authorization error (user=%s, verb=%s, resource=%s, subresource=%s)",
+					info.User.GetName(), attributes.GetVerb(), attributes.GetResource(), attributes.GetSubresource()))
 				return
 			}
 			if decision == authorizer.DecisionAllow {
@@ -95,7 +95,7 @@ func (a *auth) protect(next http.Handler) http.Handler {
 			denied = fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=%s, subresource(s)=[%s])",
 				info.User.GetName(), attributes.GetVerb(), attributes.GetResource(), strings.Join(subresources(r.URL.Path), " "))
 		}
-		http.Error(w, denied, http.StatusForbidden)
+		fail(w, http.StatusForbidden, denied)
 	})
 }
 

@@ -29,14 +29,14 @@ func (s *Server) runningPods(w http.ResponseWriter, r *http.Request) {
 		State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
 	}})
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+		fail(w, http.StatusInternalServerError, err.Error())
 		return
 	}
 	sandboxes, err := s.cfg.CRI.ListPodSandbox(r.Context(), &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{
 		State: &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY},
 	}})
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+		fail(w, http.StatusInternalServerError, err.Error())
 		return
 	}
 	list := &v1.PodList{}
@@ -56,7 +56,7 @@ func (s *Server) runningPods(w http.ResponseWriter, r *http.Request) {
 func (s *Server) answerPods(w http.ResponseWriter, list *v1.PodList) {
 	data, err := runtime.Encode(legacyscheme.Codecs.LegacyCodec(v1.SchemeGroupVersion), list)
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+		fail(w, http.StatusInternalServerError, err.Error())
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -75,7 +75,7 @@ func (s *Server) summary(w http.ResponseWriter, r *http.Request) {
 		summary, err = s.cfg.Stats.Get(r.Context(), false)
 	}
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+		fail(w, http.StatusInternalServerError, err.Error())
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")

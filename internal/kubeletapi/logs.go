@@ -29,22 +29,22 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
 	}
 	o := &v1.PodLogOptions{}
 	if err := legacyscheme.ParameterCodec.DecodeParameters(query, v1.SchemeGroupVersion, o); err != nil {
-		http.Error(w, fmt.Sprintf("unable to decode query: %v", err), http.StatusBadRequest)
+		fail(w, http.StatusBadRequest, fmt.Sprintf("unable to decode query: %v", err))
 		return
 	}
 	o.TypeMeta = metav1.TypeMeta{}
 	if errs := validation.ValidatePodLogOptions(o); len(errs) > 0 {
-		http.Error(w, errs.ToAggregate().Error(), http.StatusUnprocessableEntity)
+		fail(w, http.StatusUnprocessableEntity, errs.ToAggregate().Error())
 		return
 	}
 	pod, err := s.find(r)
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusNotFound)
+		fail(w, http.StatusNotFound, err.Error())
 		return
 	}
 	name := r.PathValue("container")
 	if !hasContainer(pod, name) {
-		http.Error(w, fmt.Sprintf("container %q not found in pod %q", name, pod.Name), http.StatusNotFound)
+		fail(w, http.StatusNotFound, fmt.Sprintf("container %q not found in pod %q", name, pod.Name))
 		return
 	}
 	out := &flushing{w: w, control: http.NewResponseController(w)}
@@ -53,7 +53,7 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
 			s.cfg.Log.Warn("reading a container's log failed", "pod", pod.Namespace+"/"+pod.Name, "container", name, "err", err)
 			return
 		}
-		http.Error(w, err.Error(), http.StatusBadRequest)
+		fail(w, http.StatusBadRequest, err.Error())
 	}
 }
 

@@ -140,3 +140,11 @@ func (s *Server) find(r *http.Request) (*v1.Pod, error) {
 	}
 	return found, nil
 }
+
+// fail answers with an error, as plain text like kubelet.
+func fail(w http.ResponseWriter, code int, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(code)
+	_, _ = w.Write([]byte(text))
+}

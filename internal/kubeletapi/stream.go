@@ -73,12 +73,12 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request) {
 func (s *Server) command(w http.ResponseWriter, r *http.Request, at func(id string, o *remotecommand.Options) (string, error)) {
 	o, err := remotecommand.NewOptions(r)
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
+		fail(w, http.StatusBadRequest, err.Error())
 		return
 	}
 	id, code, err := s.container(r)
 	if err != nil {
-		http.Error(w, err.Error(), code)
+		fail(w, code, err.Error())
 		return
 	}
 	address, err := at(id, o)
@@ -100,13 +100,13 @@ func (s *Server) portForward(w http.ResponseWriter, r *http.Request) {
 	var err error
 	if !tunnel {
 		if o, err = portforward.NewV4Options(r); err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
+			fail(w, http.StatusBadRequest, err.Error())
 			return
 		}
 	}
 	pod, err := s.find(r)
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusNotFound)
+		fail(w, http.StatusNotFound, err.Error())
 		return
 	}
 	sandboxes, err := s.cfg.CRI.ListPodSandbox(r.Context(), &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{
@@ -158,7 +158,7 @@ type responder struct{ s *Server }
 
 func (p responder) Error(w http.ResponseWriter, r *http.Request, err error) {
 	p.s.cfg.Log.Warn("passing a stream on to the runtime failed", "path", r.URL.Path, "err", err)
-	http.Error(w, err.Error(), http.StatusInternalServerError)
+	fail(w, http.StatusInternalServerError, err.Error())
 }
 
 // refuse answers with an error of the runtime.
@@ -172,7 +172,7 @@ func (s *Server) refuse(w http.ResponseWriter, err error) {
 func (s *Server) run(w http.ResponseWriter, r *http.Request) {
 	id, code, err := s.container(r)
 	if err != nil {
-		http.Error(w, err.Error(), code)
+		fail(w, code, err.Error())
 		return
 	}
 	resp, err := s.cfg.CRI.ExecSync(r.Context(), &runtimeapi.ExecSyncRequest{
@@ -182,7 +182,7 @@ func (s *Server) run(w http.ResponseWriter, r *http.Request) {
 		err = fmt.Errorf("command exited with %d: %s%s", resp.ExitCode, resp.Stdout, resp.Stderr)
 	}
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+		fail(w, http.StatusInternalServerError, err.Error())
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")

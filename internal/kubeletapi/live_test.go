@@ -1,0 +1,551 @@
+package kubeletapi
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	v1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/portforward"
+	"k8s.io/client-go/tools/remotecommand"
+	"k8s.io/client-go/transport/spdy"
+	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
+	"k8s.io/kubernetes/pkg/kubelet/client"
+	"k8s.io/utils/clock"
+	utilexec "k8s.io/utils/exec"
+	"k8s.io/utils/ptr"
+
+	"unipod.dev/unipod/internal/agent"
+	"unipod.dev/unipod/internal/agent/objects"
+	"unipod.dev/unipod/internal/agent/register"
+	"unipod.dev/unipod/internal/apiserver"
+	"unipod.dev/unipod/internal/engine"
+	"unipod.dev/unipod/internal/machine"
+	"unipod.dev/unipod/internal/node"
+	"unipod.dev/unipod/internal/pki"
+	"unipod.dev/unipod/internal/scheduler"
+	"unipod.dev/unipod/internal/stats"
+	"unipod.dev/unipod/internal/store"
+)
+
+// role says that this process has a network namespace of its own.
+const role = "UNIPOD_KUBELETAPI_TEST"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(role) != "" || os.Geteuid() != 0 {
+		os.Exit(m.Run())
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), role+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		os.Exit(exit.ExitCode())
+	} else if err != nil {
+		fmt.Println("running the tests in a network namespace:", err)
+		os.Exit(1)
+	}
+}
+
+const demo = "localhost/unipod-demo:1"
+
+// rig is a whole node: runtime, engine, API, scheduler, agent, kubelet's HTTP.
+type rig struct {
+	t       testing.TB
+	api     kubernetes.Interface // in this process
+	remote  *rest.Config         // over TLS, as kubectl
+	kubelet string               // its address
+	keys    *pki.Authority
+	name    string
+	engine  *engine.Engine
+}
+
+// kubelets tells the API where its one kubelet is.
+type kubelets struct {
+	keys *pki.Authority
+	port func() string
+}
+
+func (k kubelets) GetConnectionInfo(context.Context, types.NodeName) (*client.ConnectionInfo, error) {
+	transport := &http.Transport{TLSClientConfig: &tls.Config{
+		RootCAs: k.keys.CAPool(), ServerName: "localhost", GetClientCertificate: k.keys.KubeletClient().GetClientCertificate,
+	}}
+	return &client.ConnectionInfo{Scheme: "https", Hostname: "127.0.0.1", Port: k.port(), Transport: transport, InsecureSkipTLSVerifyTransport: transport}, nil
+}
+
+func newRig(t testing.TB) *rig {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("making pods needs root")
+	}
+	if _, err := exec.LookPath("busybox"); err != nil {
+		t.Skip("the test image is made of busybox, which is missing")
+	}
+	lo, err := netlink.LinkByName("lo")
+	must(t, err)
+	must(t, netlink.LinkSetUp(lo))
+	dir, err := os.MkdirTemp("", "kubeletapi")
+	must(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	ctx, cancel := context.WithCancel(context.Background())
+	log := slog.New(slog.DiscardHandler)
+	if os.Getenv("RIG_LOG") != "" {
+		log = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	}
+	r := &rig{t: t, name: "rig"}
+
+	n, err := node.Open(ctx, node.Config{
+		Root: filepath.Join(dir, "root"), Run: filepath.Join(dir, "run"), Bridge: "unipodtest0", IPv4: "10.77.0.0/16", IPv6: "fd00:77::/64", Log: log,
+	})
+	must(t, err)
+	t.Cleanup(func() { must(t, n.Close(context.Background())) })
+	tar := filepath.Join(dir, "image.tar")
+	if out, err := exec.Command("../../examples/demo/image.sh", demo, tar).CombinedOutput(); err != nil {
+		t.Fatalf("making the image: %v\n%s", err, out)
+	}
+	f, err := os.Open(tar)
+	must(t, err)
+	_, err = n.Images().Load(ctx, f, "", nil)
+	must(t, errors.Join(err, f.Close()))
+
+	r.keys, err = pki.Open("", clock.RealClock{})
+	must(t, err)
+	st, err := store.Open(store.Config{Dir: filepath.Join(dir, "api")})
+	must(t, err)
+	t.Cleanup(func() { must(t, st.Close()) })
+	_, services, _ := net.ParseCIDR("10.96.0.0/16")
+	kubeletListener, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	apiListener, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	r.kubelet = kubeletListener.Addr().String()
+	_, port, _ := net.SplitHostPort(r.kubelet)
+	s, err := apiserver.New(ctx, apiserver.Config{
+		Store: st, PKI: r.keys, ServiceCIDRs: []*net.IPNet{services}, Advertise: netip.MustParseAddrPort("192.0.2.1:6443"), Log: log,
+		Kubelet: kubelets{r.keys, func() string { return port }},
+	})
+	must(t, err)
+	t.Cleanup(s.Close)
+	must(t, s.Wait(ctx))
+	config := s.Loopback()
+	config.QPS = -1
+	r.api = kubernetes.NewForConfigOrDie(config)
+	kubeconfig, err := r.keys.Kubeconfig("https://"+apiListener.Addr().String(), r.keys.Admin())
+	must(t, err)
+	r.remote, err = clientcmd.NewDefaultClientConfig(*kubeconfig, nil).ClientConfig()
+	must(t, err)
+
+	shared := s.Informers()
+	sources := objects.New(objects.Config{Client: r.api, Informers: shared, Node: r.name, Log: log})
+	cfg := engine.Config{
+		CRI: n.CRI(), Dir: filepath.Join(dir, "root", "pods"), LogDir: filepath.Join(dir, "root", "logs"), NodeName: r.name,
+		Objects: sources, Services: sources.Services, Logger: log,
+	}
+	cfg.Node, err = machine.Describe(dir)
+	must(t, err)
+	cfg.Volumes.Token, cfg.Volumes.Claim = sources.Token, sources.Claim
+	r.engine, err = engine.New(cfg)
+	must(t, err)
+	object, err := register.New(register.Config{
+		Client: r.api, CRI: n.CRI(), Name: r.name, Version: "v1.37.2", Root: dir, Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, Log: log,
+	})
+	must(t, err)
+	a, err := agent.New(agent.Config{Client: r.api, Informers: shared, NodeName: r.name, Engine: r.engine, Objects: sources, Node: object, Log: log})
+	must(t, err)
+	server, err := New(Config{
+		NodeName: r.name, Client: r.api, ClientCA: r.keys, CRI: n.CRI(), Pods: r.engine.Pods, Streams: n.Streams(), Watch: agent.Changes(r.engine), Log: log,
+		Stats: stats.New(stats.Config{CRI: n.CRI(), NodeName: r.name, PodsDir: cfg.Dir, LogDir: cfg.LogDir, Pods: r.engine.Pods, Volumes: r.engine.Usages, Log: log}),
+	})
+	must(t, err)
+	var group sync.WaitGroup
+	for _, run := range []func(context.Context) error{
+		r.engine.Run, object.Run, a.Run,
+		func(ctx context.Context) error {
+			return scheduler.Run(ctx, scheduler.Config{Client: s.Loopback(), Informers: shared, Log: log})
+		},
+		func(ctx context.Context) error {
+			return s.Serve(ctx, apiListener, r.keys.Serving("api", "127.0.0.1").GetCertificate)
+		},
+		func(ctx context.Context) error {
+			srv := &http.Server{Handler: server.Handler(), TLSConfig: &tls.Config{
+				ClientAuth: tls.RequestClientCert, GetCertificate: r.keys.NodeServing(r.name, "127.0.0.1", "localhost").GetCertificate,
+			}, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+			go func() { <-ctx.Done(); srv.Close() }()
+			if err := srv.ServeTLS(kubeletListener, "", ""); !errors.Is(err, http.ErrServerClosed) {
+				return err
+			}
+			return nil
+		},
+	} {
+		group.Go(func() {
+			if err := run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Cleanup(func() { cancel(); group.Wait() })
+	<-a.Ready()
+	// A node is tainted until the controllers, which aren't here, find it ready.
+	_, err = r.api.CoreV1().Nodes().Patch(ctx, r.name, types.MergePatchType, []byte(`{"spec":{"taints":null}}`), metav1.PatchOptions{})
+	must(t, err)
+	_, err = r.api.CoreV1().ServiceAccounts("default").Create(ctx, &v1.ServiceAccount{
+		ObjectMeta: metav1.ObjectMeta{Name: "default"}, AutomountServiceAccountToken: ptr.To(false),
+	}, metav1.CreateOptions{})
+	must(t, err)
+	return r
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func demoPod(name, script string) *v1.Pod {
+	return &v1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec: v1.PodSpec{TerminationGracePeriodSeconds: ptr.To[int64](0), Containers: []v1.Container{{
+			Name: "main", Image: demo, Command: []string{"/bin/sh", "-c", script}, Stdin: true,
+		}}},
+	}
+}
+
+// start creates a pod and waits until a watch shows it ready.
+func (r *rig) start(pod *v1.Pod) *v1.Pod {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	pods := r.api.CoreV1().Pods("default")
+	w, err := pods.Watch(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + pod.Name})
+	must(r.t, err)
+	defer w.Stop()
+	_, err = pods.Create(ctx, pod, metav1.CreateOptions{})
+	must(r.t, err)
+	for ev := range w.ResultChan() {
+		if p, ok := ev.Object.(*v1.Pod); ok && podutil.IsPodReady(p) {
+			return p
+		}
+	}
+	last, err := pods.Get(context.Background(), pod.Name, metav1.GetOptions{})
+	r.t.Fatalf("pod %s never gets ready (%v): %+v", pod.Name, err, last)
+	return nil
+}
+
+// remove deletes a pod and waits until it is gone.
+func (r *rig) remove(name string) {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	pods := r.api.CoreV1().Pods("default")
+	w, err := pods.Watch(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + name})
+	must(r.t, err)
+	defer w.Stop()
+	must(r.t, pods.Delete(ctx, name, metav1.DeleteOptions{}))
+	for ev := range w.ResultChan() {
+		if ev.Type == watch.Deleted {
+			return
+		}
+	}
+	r.t.Fatalf("pod %s is never gone", name)
+}
+
+func (r *rig) logs(name string, o *v1.PodLogOptions) (string, error) {
+	c, err := kubernetes.NewForConfig(r.remote)
+	must(r.t, err)
+	text, err := c.CoreV1().Pods("default").GetLogs(name, o).DoRaw(context.Background())
+	return string(text), err
+}
+
+// executor connects as kubectl does: by WebSocket, or as it did: by SPDY.
+func (r *rig) executor(kind, pod, sub string, o runtime.Object) remotecommand.Executor {
+	r.t.Helper()
+	c, err := kubernetes.NewForConfig(r.remote)
+	must(r.t, err)
+	u := c.CoreV1().RESTClient().Post().Resource("pods").Namespace("default").Name(pod).SubResource(sub).
+		VersionedParams(o, scheme.ParameterCodec).URL()
+	var e remotecommand.Executor
+	if kind == "spdy" {
+		e, err = remotecommand.NewSPDYExecutor(r.remote, http.MethodPost, u)
+	} else {
+		e, err = remotecommand.NewWebSocketExecutor(r.remote, http.MethodGet, u.String())
+	}
+	must(r.t, err)
+	return e
+}
+
+func TestLive(t *testing.T) {
+	r := newRig(t)
+	r.start(demoPod("web", "echo started; echo oops >&2; echo hello >/www/index.html; httpd -p 80 -h /www; while read line; do echo got $line; done; sleep 1000"))
+	t.Run("logs", r.testLogs)
+	for _, kind := range []string{"spdy", "websocket"} {
+		t.Run("exec "+kind, func(t *testing.T) { r.testExec(t, kind) })
+	}
+	t.Run("attach", r.testAttach)
+	for _, kind := range []string{"spdy", "websocket"} {
+		t.Run("port-forward "+kind, func(t *testing.T) { r.testPortForward(t, kind) })
+	}
+	t.Run("scrape", r.testScrape)
+	t.Run("authorization", r.testAuthorization)
+	t.Run("follow", r.testFollow)
+	r.remove("web")
+}
+
+func (r *rig) testLogs(t *testing.T) {
+	text, err := r.logs("web", &v1.PodLogOptions{})
+	must(t, err)
+	if !strings.Contains(text, "started\n") || !strings.Contains(text, "oops\n") {
+		t.Errorf("logs: %q", text)
+	}
+	text, err = r.logs("web", &v1.PodLogOptions{TailLines: ptr.To[int64](1), Timestamps: true})
+	if stamp, rest, _ := strings.Cut(text, " "); err != nil || rest != "oops\n" && rest != "started\n" {
+		t.Errorf("logs with time stamps: %q (%v)", text, err)
+	} else if _, err := time.Parse(time.RFC3339Nano, stamp); err != nil {
+		t.Error(err)
+	}
+	if text, err = r.logs("web", &v1.PodLogOptions{Previous: true}); err == nil || !strings.Contains(text, `previous terminated container \"main\" in pod \"web\" not found"`) {
+		t.Errorf("logs --previous: %q (%v)", text, err)
+	}
+}
+
+func (r *rig) testExec(t *testing.T, kind string) {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	var out, errs bytes.Buffer
+	e := r.executor(kind, "web", "exec", &v1.PodExecOptions{Container: "main", Command: []string{"sh", "-c", "cat; echo err >&2; exit 7"}, Stdin: true, Stdout: true, Stderr: true})
+	err := e.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: strings.NewReader("through\n"), Stdout: &out, Stderr: &errs})
+	var code utilexec.ExitError
+	if !errors.As(err, &code) || code.ExitStatus() != 7 || out.String() != "through\n" || errs.String() != "err\n" {
+		t.Errorf("exec: %v, %q, %q", err, out.String(), errs.String())
+	}
+	e = r.executor(kind, "web", "exec", &v1.PodExecOptions{Container: "none", Command: []string{"true"}, Stdout: true})
+	if err := e.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: io.Discard}); err == nil {
+		t.Error("exec in a container that isn't there succeeded")
+	}
+}
+
+func (r *rig) testAttach(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	read, write := io.Pipe()
+	e := r.executor("websocket", "web", "attach", &v1.PodAttachOptions{Container: "main", Stdin: true, Stdout: true, Stderr: true})
+	var out lines
+	done := make(chan error, 1)
+	go func() {
+		done <- e.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: read, Stdout: &out, Stderr: io.Discard})
+	}()
+	for !out.has("got you") { // what is said before the attach stands is not heard
+		if _, err := write.Write([]byte("you\n")); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond)
+		if ctx.Err() != nil {
+			t.Fatal("nothing comes back")
+		}
+	}
+	cancel()
+	write.Close()
+	<-done
+}
+
+// lines is a writer that can be asked meanwhile.
+type lines struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *lines) has(s string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Contains(l.text.String(), s)
+}
+
+func (r *rig) testPortForward(t *testing.T, kind string) {
+	u, err := url.Parse(r.remote.Host + "/api/v1/namespaces/default/pods/web/portforward")
+	must(t, err)
+	transport, upgrader, err := spdy.RoundTripperFor(r.remote)
+	must(t, err)
+	dialer := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, u)
+	if kind == "websocket" {
+		dialer, err = portforward.NewSPDYOverWebsocketDialer(u, r.remote)
+		must(t, err)
+	}
+	stop, ready := make(chan struct{}), make(chan struct{})
+	f, err := portforward.New(dialer, []string{"0:80"}, stop, ready, io.Discard, os.Stderr)
+	must(t, err)
+	done := make(chan error, 1)
+	go func() { done <- f.ForwardPorts() }()
+	select {
+	case <-ready:
+	case err := <-done:
+		t.Fatal(err)
+	}
+	ports, err := f.GetPorts()
+	must(t, err)
+	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/index.html", ports[0].Local))
+	must(t, err)
+	body, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if err != nil || string(body) != "hello\n" {
+		t.Errorf("got %q (%v)", body, err)
+	}
+	close(stop)
+	<-done
+}
+
+// get asks the kubelet itself.
+func (r *rig) get(path string, cert *pki.Certificate, token string) (int, string) {
+	config := &tls.Config{RootCAs: r.keys.CAPool(), ServerName: "localhost"}
+	if cert != nil {
+		config.GetClientCertificate = cert.GetClientCertificate
+	}
+	transport := &http.Transport{TLSClientConfig: config}
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequest(http.MethodGet, "https://"+r.kubelet+path, nil)
+	must(r.t, err)
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	resp, err := transport.RoundTrip(req)
+	must(r.t, err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	must(r.t, err)
+	return resp.StatusCode, string(body)
+}
+
+func (r *rig) testScrape(t *testing.T) {
+	for path, want := range map[string]string{
+		"/healthz":          "ok",
+		"/pods":             `"name":"web"`,
+		"/runningpods/":     `"name":"web"`,
+		"/stats/summary":    `"workingSetBytes"`,
+		"/metrics":          "go_goroutines",
+		"/metrics/cadvisor": `container_memory_working_set_bytes{`,
+		"/metrics/resource": `pod_memory_working_set_bytes{namespace="default",pod="web"} `,
+	} {
+		if code, body := r.get(path, r.keys.Admin(), ""); code != http.StatusOK || !strings.Contains(body, want) {
+			t.Errorf("%s: %d, without %q: %.600s", path, code, want, body)
+		}
+	}
+	if code, _ := r.get("/containerLogs/default/none/main", r.keys.Admin(), ""); code != http.StatusNotFound {
+		t.Errorf("logs of no pod: %d", code)
+	}
+}
+
+func (r *rig) testAuthorization(t *testing.T) {
+	for path, who := range map[string]*pki.Certificate{"/healthz": nil, "/pods": nil, "/exec/default/web/main?command=id&output=1": nil} {
+		if code, _ := r.get(path, who, ""); code != http.StatusUnauthorized {
+			t.Errorf("%s by nobody: %d", path, code)
+		}
+	}
+	ctx := t.Context()
+	_, err := r.api.CoreV1().ServiceAccounts("default").Create(ctx, &v1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "scraper"}}, metav1.CreateOptions{})
+	must(t, err)
+	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "scraper"}, Rules: []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"nodes/metrics"}, Verbs: []string{"get"}}}}
+	_, err = r.api.RbacV1().ClusterRoles().Create(ctx, role, metav1.CreateOptions{})
+	must(t, err)
+	_, err = r.api.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: "scraper"}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "scraper"},
+		Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: "default", Name: "scraper"}},
+	}, metav1.CreateOptions{})
+	must(t, err)
+	token, err := r.api.CoreV1().ServiceAccounts("default").CreateToken(ctx, "scraper", &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+	must(t, err)
+	// The API's own authorizer learns of the role a little later, and the
+	// kubelet remembers a refusal: it is asked once the API allows it.
+	for {
+		review, err := r.api.AuthorizationV1().SubjectAccessReviews().Create(ctx, &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+			User: "system:serviceaccount:default:scraper", ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: "get", Resource: "nodes", Subresource: "metrics", Name: r.name},
+		}}, metav1.CreateOptions{})
+		must(t, err)
+		if review.Status.Allowed {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	for path, want := range map[string]int{
+		"/metrics/resource": http.StatusOK, "/metrics": http.StatusOK, "/stats/summary": http.StatusForbidden,
+		"/exec/default/web/main?command=id&output=1": http.StatusForbidden, "/metricsx": http.StatusForbidden,
+	} {
+		if code, body := r.get(path, nil, token.Status.Token); code != want {
+			t.Errorf("%s: %d %s, want %d", path, code, body, want)
+		}
+	}
+	if code, _ := r.get("/metrics", nil, token.Status.Token+"x"); code != http.StatusUnauthorized {
+		t.Errorf("a forged token: %d", code)
+	}
+}
+
+// A follower of a log ends with the container.
+func (r *rig) testFollow(t *testing.T) {
+	pod := demoPod("short", "echo one; sleep 0.2; echo two")
+	pod.Spec.RestartPolicy = v1.RestartPolicyNever
+	r.start(pod)
+	text, err := r.logs("short", &v1.PodLogOptions{Follow: true})
+	if err != nil || text != "one\ntwo\n" {
+		t.Errorf("logs -f: %q (%v)", text, err)
+	}
+	r.remove("short")
+}
+
+// BenchmarkStart measures from kubectl's create to Running and Ready as a watch
+// sees it, scheduler included. The goal is 30 ms.
+func BenchmarkStart(b *testing.B) {
+	r := newRig(b)
+	r.start(demoPod("warm", "sleep 1000"))
+	var took []time.Duration
+	i := 0
+	for b.Loop() {
+		pod := demoPod(fmt.Sprintf("bench-%d", i), "sleep 1000")
+		i++
+		begin := time.Now()
+		r.start(pod)
+		took = append(took, time.Since(begin))
+		b.StopTimer()
+		r.remove(pod.Name)
+		b.StartTimer()
+	}
+	b.StopTimer()
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "p50-ms")
+	b.ReportMetric(float64(took[len(took)*9/10].Microseconds())/1000, "p90-ms")
+	r.remove("warm")
+}
