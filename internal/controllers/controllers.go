@@ -43,12 +43,12 @@ const resync = 12 * time.Hour
 type Config struct {
 	// Client reaches the API as one who may do everything.
 	Client *rest.Config
-	// Informers are shared with whoever else watches the API in this process;
-	// [NewInformers] makes them. Run starts them.
+	// Informers are shared with whoever else watches the API in this process.
+	// Run starts those it needs.
 	Informers informers.SharedInformerFactory
 
 	// RootCA is what pods verify the API by (PEM): every namespace's
-	// kube-root-ca.crt.
+	// kube-root-ca.crt. When it changes, controllers have to be run anew.
 	RootCA []byte
 	// SigningCert and SigningKey are files of the authority that signs
 	// certificate requests. Without them none is signed.
@@ -60,16 +60,7 @@ type Config struct {
 	Log *slog.Logger
 }
 
-// NewInformers makes the informers a [Config] asks for, on a client of its own.
-func NewInformers(client *rest.Config) (informers.SharedInformerFactory, error) {
-	c, err := kubernetes.NewForConfig(named(client, "shared-informers"))
-	if err != nil {
-		return nil, fmt.Errorf("a client for the informers: %w", err)
-	}
-	return informers.NewSharedInformerFactoryWithOptions(c, resync, informers.WithTransform(trim)), nil
-}
-
-// trim drops what no controller reads and is half of a small object.
+// trim drops what no controller reads of an object's metadata, and is half of it.
 func trim(obj any) (any, error) {
 	if o, err := meta.Accessor(obj); err == nil && o.GetManagedFields() != nil {
 		o.SetManagedFields(nil)
@@ -110,7 +101,7 @@ func newSet(cfg Config) (*set, error) {
 	if cfg.Client == nil || cfg.Informers == nil || cfg.Log == nil {
 		return nil, errors.New("controllers need a client, informers and a logger")
 	}
-	meta, err := metadata.NewForConfig(named(cfg.Client, "metadata-informers"))
+	objects, err := metadata.NewForConfig(named(cfg.Client, "metadata-informers"))
 	if err != nil {
 		return nil, fmt.Errorf("a client for metadata: %w", err)
 	}
@@ -118,11 +109,11 @@ func newSet(cfg Config) (*set, error) {
 	if err != nil {
 		return nil, fmt.Errorf("a client for discovery: %w", err)
 	}
-	byMetadata := metadatainformer.NewSharedInformerFactoryWithOptions(meta, resync, metadatainformer.WithTransform(trim))
+	byMetadata := metadatainformer.NewSharedInformerFactoryWithOptions(objects, resync, metadatainformer.WithTransform(trim))
 	s := &set{
 		Config:   cfg,
 		objects:  informerfactory.NewInformerFactory(cfg.Informers, byMetadata),
-		metadata: meta,
+		metadata: objects,
 		mapper:   restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(disc)),
 		started:  make(chan struct{}),
 	}

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
@@ -44,7 +45,14 @@ func newServed(api discovery.ServerResourcesInterface, objects metadatainformer.
 		{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"},
 		{Group: "apiregistration.k8s.io", Version: "v1", Resource: "apiservices"},
 	} {
-		_, err := objects.ForResource(kind).Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		_, err := api.ServerResourcesForGroupVersion(kind.GroupVersion().String())
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("asking the API whether it serves %s: %w", kind.Resource, err)
+		}
+		_, err = objects.ForResource(kind).Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 			AddFunc:    func(any) { note() },
 			UpdateFunc: func(any, any) { note() },
 			DeleteFunc: func(any) { note() },

@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
@@ -23,6 +24,13 @@ type countingAPI struct {
 func (c *countingAPI) ServerPreferredResources() ([]*metav1.APIResourceList, error) {
 	c.asked++
 	return []*metav1.APIResourceList{{GroupVersion: "v1"}}, c.err
+}
+
+func (c *countingAPI) ServerResourcesForGroupVersion(gv string) (*metav1.APIResourceList, error) {
+	if gv != "apiextensions.k8s.io/v1" {
+		return nil, apierrors.NewNotFound(schema.GroupResource{}, gv)
+	}
+	return &metav1.APIResourceList{GroupVersion: gv}, nil
 }
 
 // The API is asked while something has just changed, and not again after.

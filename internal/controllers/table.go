@@ -78,5 +78,5 @@ var All = []Controller{
 	{names.PodCertificateRequestCleanerController, "no signer of pod certificates is built into Kubernetes, and the node asks for none", nil},
 	{names.PodGroupProtectionController, "PodGroups are off by default upstream (GenericWorkload)", nil},
 	{names.StorageVersionGarbageCollectorController, "for several API servers of different versions; alpha", nil},
-	{names.StorageVersionMigratorController, "rewrites stored objects in a newer version; it needs a client feature that is off by default (InformerResourceVersion)", nil},
+	{names.StorageVersionMigratorController, "rewrites stored objects in a newer version; it needs a client feature that is off by default (InformerResourceVersion), and the API doesn't serve its requests", nil},
 }

@@ -42,6 +42,18 @@ func TestLevels(t *testing.T) {
 	}
 }
 
+func TestRoutine(t *testing.T) {
+	say := func() {
+		klog.Background().Error(errors.New(`sync "a/b" failed with read version: 1 is not as new as written version: 2`), "Unhandled Error")
+	}
+	if got := lines(t, slog.LevelInfo, say); got != "" {
+		t.Errorf("at info: %q", got)
+	}
+	if got := lines(t, slog.LevelDebug, say); !strings.HasPrefix(got, "level=DEBUG msg=\"Unhandled Error\"") {
+		t.Errorf("at debug: %q", got)
+	}
+}
+
 func TestContext(t *testing.T) {
 	var out bytes.Buffer
 	ctx := Context(t.Context(), slog.New(slog.NewTextHandler(&out, nil)), "controller", "job-controller")
