@@ -37,7 +37,12 @@ func TestDisruptionBudget(t *testing.T) {
 	pdb.Spec.MinAvailable = &one
 	_, err = budgets.Update(s.ctx, pdb, metav1.UpdateOptions{})
 	s.must(err)
-	s.until("one may be evicted", func() bool { return evict() == nil })
+	s.until("one may be evicted", func() bool {
+		pdb, err := budgets.Get(s.ctx, "web", metav1.GetOptions{})
+		s.must(err)
+		return pdb.Status.ObservedGeneration == pdb.Generation && pdb.Status.DisruptionsAllowed == 1
+	})
+	s.must(evict())
 	s.until("it is replaced", func() bool { return s.count(running) == 2 })
 }
 
