@@ -75,6 +75,8 @@ var house = map[string]rule{
 	"internal/upkeep": {7, []string{"internal/upkeep/eviction", "internal/upkeep/imagegc", "internal/cri", "internal/podspec", "internal/engine"},
 		"keeps the node able to run pods, over the engine and the CRI"},
 
+	"internal/shutdown": {7, []string{"internal/engine"}, "ends pods when the machine goes, and knows logind only"},
+
 	"internal/node": {7, []string{"internal/cri", "internal/criserver", "internal/runtime", "internal/image", "internal/network", "internal/cgroup",
 		"internal/security", "internal/pause", "internal/sys", "internal/version"}, "the one place where the runtime is put together"},
 
@@ -93,7 +95,7 @@ var house = map[string]rule{
 	"internal/play":          {9, []string{"internal/engine", "internal/volume", "internal/logview", "internal/progress", "internal/timeline", "internal/cri"}, "the engine's pods in the foreground"},
 	"internal/kubectl":       {10, nil, "upstream's commands on the node's kubeconfig; knows nothing else of a node"},
 	"internal/cli": {11, []string{"internal/kubectl", "internal/play", "internal/static", "internal/anatomy", "internal/bench", "internal/logview", "internal/progress", "internal/timeline",
-		"internal/node", "internal/machine", "internal/manifest", "internal/engine", "internal/image", "internal/cri", "internal/version", "internal/stats", "internal/upkeep"}, "flags and tables; no decision of its own"},
+		"internal/node", "internal/machine", "internal/manifest", "internal/engine", "internal/image", "internal/cri", "internal/version", "internal/stats", "internal/upkeep", "internal/shutdown"}, "flags and tables; no decision of its own"},
 	"cmd/unipod": {12, []string{"internal/cli"}, "main and nothing else"},
 }
 
