@@ -17,6 +17,7 @@ import (
 	"unipod.dev/unipod/internal/engine"
 	"unipod.dev/unipod/internal/node"
 	"unipod.dev/unipod/internal/play"
+	"unipod.dev/unipod/internal/shutdown"
 	"unipod.dev/unipod/internal/static"
 	"unipod.dev/unipod/internal/upkeep"
 )
@@ -106,6 +107,10 @@ func (g *global) serve(cmd *cobra.Command, f serveFlags) (err error) {
 	if err != nil {
 		return err
 	}
+	periods, err := f.upkeep.periods()
+	if err != nil {
+		return err
+	}
 	remote, err := f.remote()
 	if err != nil {
 		return err
@@ -136,22 +141,44 @@ func (g *global) serve(cmd *cobra.Command, f serveFlags) (err error) {
 		return nil
 	}
 	objects := &static.Objects{}
+	// Both are there before the engine runs and asks.
 	var keeper *upkeep.Keeper
+	var down *shutdown.Manager
 	ecfg := engine.Config{
 		Dir: filepath.Join(g.root, "pods"), LogDir: filepath.Join(g.root, "logs"), Objects: objects,
-		Admit: func(pod *v1.Pod) (string, string) { return keeper.Admit(pod) }, // it is there before the engine runs
+		Admit: func(pod *v1.Pod) (reason, message string) {
+			if down != nil {
+				reason, message = down.Admit(pod)
+			}
+			if reason == "" {
+				reason, message = keeper.Admit(pod)
+			}
+			return reason, message
+		},
 	}
 	e, err := newEngine(n.CRI(), g.root, ecfg)
 	if err != nil {
 		return err
 	}
-	keeper, err = upkeep.New(upkeep.Config{CRI: n.CRI(), Engine: e, Stats: newStats(n.CRI(), e, ecfg), Eviction: pressure, Images: images})
+	figures, err := newStats(n.CRI(), e, ecfg)
 	if err != nil {
 		return err
+	}
+	keeper, err = upkeep.New(upkeep.Config{CRI: n.CRI(), Engine: e, Stats: figures, Eviction: pressure, Images: images})
+	if err != nil {
+		return err
+	}
+	if len(periods) > 0 {
+		if down, err = shutdown.New(shutdown.Config{Engine: e, Periods: periods}); err != nil {
+			return err
+		}
 	}
 	group, gctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return e.Run(gctx) })
 	group.Go(func() error { return keeper.Run(gctx) })
+	if down != nil {
+		group.Go(func() error { return down.Run(gctx) })
+	}
 	group.Go(func() error {
 		return static.Run(gctx, static.Config{Dir: f.manifests, Engine: e, Objects: objects, Runtime: n.CRI()})
 	})

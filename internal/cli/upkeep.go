@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"strconv"
 	"strings"
 	"time"
 
@@ -8,6 +9,8 @@ import (
 
 	"unipod.dev/unipod/internal/cri"
 	"unipod.dev/unipod/internal/engine"
+	"unipod.dev/unipod/internal/machine"
+	"unipod.dev/unipod/internal/shutdown"
 	"unipod.dev/unipod/internal/stats"
 	"unipod.dev/unipod/internal/upkeep"
 	"unipod.dev/unipod/internal/upkeep/eviction"
@@ -20,6 +23,8 @@ type upkeepFlags struct {
 	maxPodGrace                int
 	transition                 time.Duration
 	images                     imagegc.Policy
+	shutdown, critical         time.Duration
+	byPriority                 []string
 }
 
 func (f *upkeepFlags) add(fl *pflag.FlagSet) {
@@ -36,6 +41,9 @@ func (f *upkeepFlags) add(fl *pflag.FlagSet) {
 	fl.IntVar(&f.images.High, "image-gc-high-threshold", imagegc.Default.High, "percent of its disk in use from which on unused images are removed; 100 for never")
 	fl.IntVar(&f.images.Low, "image-gc-low-threshold", imagegc.Default.Low, "percent in use that removing aims at")
 	fl.DurationVar(&f.images.MinAge, "minimum-image-ttl-duration", imagegc.Default.MinAge, "how long an unused image is kept at least")
+	fl.DurationVar(&f.shutdown, "shutdown-grace-period", 0, "how long a shutdown of the machine waits for pods to end (0: not at all)")
+	fl.DurationVar(&f.critical, "shutdown-grace-period-critical-pods", 0, "the last part of that, for critical pods")
+	fl.StringSliceVar(&f.byPriority, "shutdown-grace-period-by-pod-priority", nil, "instead of both: times by lowest priority (0=1m,2000000000=10s)")
 	fl.DurationVar(&f.images.MaxAge, "image-maximum-gc-age", 0, "how long an unused image is kept at most (default: for ever)")
 }
 
@@ -74,13 +82,46 @@ func (f *upkeepFlags) policies() (eviction.Policy, imagegc.Policy, error) {
 	return p, f.images, nil
 }
 
+// periods are a shutdown's, none if it waits for nobody.
+func (f *upkeepFlags) periods() ([]shutdown.Period, error) {
+	if len(f.byPriority) == 0 {
+		periods, err := shutdown.Periods(f.shutdown, f.critical)
+		if err != nil {
+			return nil, usage("%v", err)
+		}
+		return periods, nil
+	}
+	if f.shutdown != 0 || f.critical != 0 {
+		return nil, usage("--shutdown-grace-period-by-pod-priority replaces the other --shutdown-grace-period flags")
+	}
+	var periods []shutdown.Period
+	for _, v := range f.byPriority {
+		number, text, _ := strings.Cut(v, "=")
+		priority, err := strconv.ParseInt(number, 10, 32)
+		grace, err2 := time.ParseDuration(text)
+		if err != nil || err2 != nil {
+			return nil, usage("--shutdown-grace-period-by-pod-priority %q: not of the form priority=duration", v)
+		}
+		periods = append(periods, shutdown.Period{Priority: int32(priority), Grace: grace})
+	}
+	return periods, nil
+}
+
 // newStats measures what an engine's pods use.
-func newStats(service cri.Service, e *engine.Engine, cfg engine.Config) *stats.Provider {
-	return stats.New(stats.Config{CRI: service, NodeName: cfg.NodeName, PodsDir: cfg.Dir, LogDir: cfg.LogDir, Pods: e.Pods, Volumes: e.Usages})
+func newStats(service cri.Service, e *engine.Engine, cfg engine.Config) (*stats.Provider, error) {
+	name, err := machine.Name()
+	if err != nil {
+		return nil, err
+	}
+	return stats.New(stats.Config{CRI: service, NodeName: name, PodsDir: cfg.Dir, LogDir: cfg.LogDir, Pods: e.Pods, Volumes: e.Usages}), nil
 }
 
 // newLimitKeeper keeps the limits of storage of an engine's pods, and nothing
 // of the node's: that is its node's business.
 func newLimitKeeper(service cri.Service, e *engine.Engine, cfg engine.Config) (*upkeep.Keeper, error) {
-	return upkeep.New(upkeep.Config{CRI: service, Engine: e, Stats: newStats(service, e, cfg), Images: imagegc.Policy{High: 100}})
+	figures, err := newStats(service, e, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return upkeep.New(upkeep.Config{CRI: service, Engine: e, Stats: figures, Images: imagegc.Policy{High: 100}})
 }
