@@ -2,9 +2,12 @@
 # Makes a container image out of Debian's busybox-static, without a registry
 # and without a builder: a docker-archive is a tar of a tar and two JSON files.
 #
-#   image.sh NAME:TAG OUT.tar
+#   image.sh NAME:TAG OUT.tar [CMD]
+#
+# CMD is what its containers run when they name no command, in JSON; a shell by
+# default.
 set -euo pipefail
-name=$1 out=$2
+name=$1 out=$2 cmd=${3:-'["sh"]'}
 
 busybox=$(command -v busybox) || {
 	echo "image.sh: busybox is missing (Debian: apt install busybox-static)" >&2
@@ -38,7 +41,7 @@ aarch64) arch=arm64 ;;
 esac
 cat >"$work/config.json" <<EOF
 {"architecture":"$arch","os":"linux","created":"1970-01-01T00:00:00Z",
- "config":{"Env":["PATH=/bin"],"Cmd":["sh"],"WorkingDir":"/"},
+ "config":{"Env":["PATH=/bin"],"Cmd":$cmd,"WorkingDir":"/"},
  "rootfs":{"type":"layers","diff_ids":["sha256:$(sum "$work/image/layer.tar")"]}}
 EOF
 config=$(sum "$work/config.json").json

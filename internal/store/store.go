@@ -76,6 +76,9 @@ func (s *Store) Close() error { return s.db.Close() }
 // Revision is the resource version of the last write.
 func (s *Store) Revision() int64 { return s.db.Revision() }
 
+// Empty tells whether nothing was ever written.
+func (s *Store) Empty() bool { return s.db.Revision() <= kv.FirstRevision }
+
 // Backup writes everything, as it is at one revision. Writes go on meanwhile.
 func (s *Store) Backup(w io.Writer) (revision int64, err error) { return s.db.Backup(w) }
 

@@ -61,9 +61,12 @@ func newState(revision int64) *state {
 	}
 }
 
+// FirstRevision is that of a store in which nothing was ever written.
+const FirstRevision = 1
+
 // emptyState is how a store begins: nothing was before.
 func emptyState() *state {
-	s := newState(1)
+	s := newState(FirstRevision)
 	s.compacted = 0
 	return s
 }

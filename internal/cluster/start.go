@@ -1,0 +1,209 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+
+	"unipod.dev/unipod/internal/apiserver"
+	"unipod.dev/unipod/internal/controllers"
+	"unipod.dev/unipod/internal/klogs"
+	"unipod.dev/unipod/internal/pki"
+	"unipod.dev/unipod/internal/scheduler"
+	"unipod.dev/unipod/internal/store"
+)
+
+// Start puts a cluster together and waits until it is ready. It ends with ctx,
+// and must be closed in any case.
+func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
+	cfg.complete()
+	klogs.Install(cfg.Log)
+	c := &Cluster{cfg: cfg, done: make(chan struct{})}
+	running, stop := context.WithCancelCause(ctx)
+	c.stop = stop
+	c.group, running = errgroup.WithContext(running)
+	defer func() {
+		if err != nil {
+			stop(err)
+			err = errors.Join(err, ignoreCanceled(c.group.Wait()))
+			close(c.done)
+			err = errors.Join(err, c.Close())
+		}
+	}()
+	if err := c.openState(); err != nil {
+		return nil, err
+	}
+	listeners, err := listen("the API", cfg.API)
+	if err != nil {
+		return nil, err
+	}
+	c.server = "https://" + reachable(listeners[0].Addr()).String()
+	if err := c.startAPI(running, listeners); err != nil {
+		return nil, err
+	}
+	if err := c.startDeciders(running); err != nil {
+		return nil, err
+	}
+	if err := c.api.Wait(running); err != nil {
+		return nil, fmt.Errorf("starting the API: %w", err)
+	}
+	if err := c.writeKubeconfigs(); err != nil {
+		return nil, err
+	}
+	c.group.Go(func() error {
+		return c.keys.Run(running, func() {
+			if err := c.writeKubeconfigs(); err != nil {
+				cfg.Log.Error("the renewed kubeconfig", "err", err)
+			}
+		})
+	})
+	go func() {
+		c.err = ignoreCanceled(c.group.Wait())
+		stop(errClosed)
+		close(c.done)
+	}()
+	return c, nil
+}
+
+// ignoreCanceled leaves out that a part ended because it was told to.
+func ignoreCanceled(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, errClosed) {
+		return nil
+	}
+	return err
+}
+
+// openState opens what is durable.
+func (c *Cluster) openState() (err error) {
+	keys, objects := filepath.Join(c.cfg.Root, "pki"), filepath.Join(c.cfg.Root, "api")
+	if c.cfg.Memory {
+		keys, objects = "", ""
+	}
+	if c.store, err = store.Open(store.Config{Dir: objects, Log: c.cfg.Log, Clock: c.cfg.Clock}); err != nil {
+		return err
+	}
+	c.close = append(c.close, c.store.Close)
+	// Secrets without their key are lost: a new one would only hide that.
+	if c.store.Empty() {
+		c.keys, err = pki.Open(keys, c.cfg.Clock)
+	} else {
+		c.keys, err = pki.Load(keys, c.cfg.Clock)
+	}
+	if err == nil {
+		c.admin = c.keys.Admin()
+	}
+	return err
+}
+
+// startAPI starts the API and answers on the listeners.
+func (c *Cluster) startAPI(ctx context.Context, listeners []net.Listener) (err error) {
+	shut := func() {
+		for _, l := range listeners {
+			l.Close()
+		}
+	}
+	advertise := netip.AddrPort{}
+	for _, l := range listeners {
+		if a := reachable(l.Addr()); !a.Addr().IsLoopback() {
+			advertise = a
+			break
+		}
+	}
+	c.api, err = apiserver.New(ctx, apiserver.Config{
+		Store: c.store, PKI: c.keys, Advertise: advertise, ServiceCIDRs: c.cfg.Services, Log: c.cfg.Log,
+	})
+	if err != nil {
+		shut()
+		return err
+	}
+	c.close = append(c.close, func() error { c.api.Close(); return nil })
+	names := []string{c.cfg.NodeName}
+	for _, l := range listeners {
+		names = append(names, reachable(l.Addr()).Addr().String())
+	}
+	for _, n := range c.cfg.Services {
+		names = append(names, first(n).String()) // the Service kubernetes
+	}
+	cert := c.keys.Serving("kube-apiserver", pki.Hosts(names...)...)
+	for _, l := range listeners {
+		c.group.Go(func() error { return c.api.Serve(ctx, l, cert.GetCertificate) })
+	}
+	return nil
+}
+
+// startDeciders starts what watches the API and acts through it.
+func (c *Cluster) startDeciders(ctx context.Context) error {
+	cert, key, err := c.keys.SigningFiles(filepath.Join(c.cfg.Run, "signing"))
+	if err != nil {
+		return err
+	}
+	c.group.Go(func() error {
+		return controllers.Run(ctx, controllers.Config{
+			Client: c.api.Loopback(), Informers: c.api.Informers(), RootCA: c.keys.CABundlePEM(),
+			SigningCert: cert, SigningKey: key, AccountKey: c.keys.ServiceAccountKey(), Log: c.cfg.Log,
+		})
+	})
+	c.group.Go(func() error {
+		return scheduler.Run(ctx, scheduler.Config{Client: c.api.Loopback(), Informers: c.api.Informers(), Log: c.cfg.Log})
+	})
+	return nil
+}
+
+func (c *Cluster) kubeconfigs() []string {
+	return append([]string{filepath.Join(c.cfg.Run, KubeconfigName)}, c.cfg.Kubeconfigs...)
+}
+
+// writeKubeconfigs writes the administrator's, everywhere.
+func (c *Cluster) writeKubeconfigs() error {
+	config, err := c.keys.Kubeconfig(c.server, c.admin)
+	if err != nil {
+		return err
+	}
+	for _, path := range c.kubeconfigs() {
+		if err := pki.WriteKubeconfig(path, config); err != nil {
+			return fmt.Errorf("the kubeconfig %s: %w", path, err)
+		}
+	}
+	return nil
+}
+
+// listen opens all addresses or none.
+func listen(what string, addresses []string) (_ []net.Listener, err error) {
+	var all []net.Listener
+	for _, a := range addresses {
+		l, err := net.Listen("tcp", a)
+		if err != nil {
+			for _, l := range all {
+				l.Close()
+			}
+			return nil, fmt.Errorf("listening for %s on %s: %w", what, a, err)
+		}
+		all = append(all, l)
+	}
+	return all, nil
+}
+
+// reachable is where a client on this machine reaches a listener.
+func reachable(a net.Addr) netip.AddrPort {
+	at, err := netip.ParseAddrPort(a.String())
+	switch {
+	case err != nil:
+		return netip.AddrPort{}
+	case !at.Addr().IsUnspecified():
+		return at
+	case at.Addr().Is4():
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), at.Port())
+	}
+	return netip.AddrPortFrom(netip.IPv6Loopback(), at.Port())
+}
+
+// first is the first address of a network that a host may have.
+func first(n *net.IPNet) netip.Addr {
+	a, _ := netip.AddrFromSlice(n.IP)
+	return a.Next()
+}
