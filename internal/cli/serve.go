@@ -12,17 +12,16 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
-	v1 "k8s.io/api/core/v1"
 
+	"unipod.dev/unipod/internal/cluster"
 	"unipod.dev/unipod/internal/engine"
 	"unipod.dev/unipod/internal/node"
 	"unipod.dev/unipod/internal/play"
-	"unipod.dev/unipod/internal/shutdown"
 	"unipod.dev/unipod/internal/static"
-	"unipod.dev/unipod/internal/upkeep"
 )
 
 type serveFlags struct {
+	cluster                                  clusterFlags
 	manifestsURL, manifestsCA                string
 	manifestsHeader                          []string
 	only, manifests, bridge, ipv4, ipv6, cni string
@@ -36,9 +35,13 @@ func newServe(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Be the node: pods outlive the commands, and this process",
-		Long: `Be the node until a signal ends it: serve the CRI on cri.sock in --run, for
-kubelet, crictl and the other commands, and keep the pods of a directory of
-manifests running (what kubelet calls static pods).
+		Long: `Be the node until a signal ends it: serve the Kubernetes API on https, with the
+controllers and the scheduler behind it; run the pods it has, and those of a
+directory of manifests (what kubelet calls static pods); serve the CRI on
+cri.sock in --run, for kubelet, crictl and the other commands.
+
+kubectl and unipod's own commands find the API by the kubeconfig in --run, which
+is the administrator's; on the default root it is in /etc/unipod/kubeconfig too.
 
 Pods don't notice when this process ends, is killed or upgraded: their parent is
 pause, and the next unipod serve adopts them.`,
@@ -47,6 +50,9 @@ pause, and the next unipod serve adopts them.`,
 
   # the same, with containerd as the runtime
   unipod serve --runtime-endpoint unix:///run/containerd/containerd.sock
+
+  # reachable from other machines, and from pods
+  unipod serve --api-address 127.0.0.1:6443 --api-address 192.0.2.7:6443
 
   # a container runtime for kubelet, and nothing else
   unipod serve --only cri
@@ -58,9 +64,9 @@ pause, and the next unipod serve adopts them.`,
 			if err := onlyOurs(cmd, g.endpoint); err != nil {
 				return err
 			}
-			for _, flag := range []string{"manifests", "manifests-url"} {
+			for _, flag := range []string{"manifests", "manifests-url", "api-address", "kubelet-address", "service-cidr", "ephemeral", "node-labels"} {
 				if f.only == "cri" && cmd.Flags().Changed(flag) {
-					return usage("--%s needs the pod engine, which --only cri leaves out", flag)
+					return usage("--%s needs the API and the pod engine, which --only cri leaves out", flag)
 				}
 			}
 			return g.serve(cmd, f)
@@ -81,8 +87,9 @@ pause, and the next unipod serve adopts them.`,
 	fl.StringVar(&f.cgroupParent, "cgroup-parent", "", "control group of pods that name none")
 	fl.StringVar(&f.streamAddress, "stream-address", "", "address that exec, attach and port-forward are served on (default 127.0.0.1, any port)")
 	fl.StringVar(&f.streamCert, "stream-tls-cert", "", "certificate (PEM) to serve them with over TLS")
-	f.upkeep.add(fl)
 	fl.StringVar(&f.streamKey, "stream-tls-key", "", "and its key")
+	f.upkeep.add(fl)
+	f.cluster.add(fl)
 	return cmd
 }
 
@@ -140,60 +147,45 @@ func (g *global) serve(cmd *cobra.Command, f serveFlags) (err error) {
 		slog.Info("ending; pods keep running")
 		return nil
 	}
-	objects := &static.Objects{}
-	// Both are there before the engine runs and asks.
-	var keeper *upkeep.Keeper
-	var down *shutdown.Manager
-	ecfg := engine.Config{
-		Dir: filepath.Join(g.root, "pods"), LogDir: filepath.Join(g.root, "logs"), Objects: objects,
-		Admit: func(pod *v1.Pod) (reason, message string) {
-			if down != nil {
-				reason, message = down.Admit(pod)
-			}
-			if reason == "" {
-				reason, message = keeper.Admit(pod)
-			}
-			return reason, message
-		},
+	return g.serveCluster(ctx, n, f, remote, cluster.Config{Eviction: pressure, Images: images, Shutdown: periods})
+}
+
+// serveCluster is the node with its API, until ctx ends.
+func (g *global) serveCluster(ctx context.Context, n *node.Node, f serveFlags, remote static.URL, cfg cluster.Config) (err error) {
+	if err := f.cluster.complete(&cfg, g); err != nil {
+		return err
 	}
-	e, err := newEngine(n.CRI(), g.root, ecfg)
+	loaded := make(chan struct{})
+	cfg.CRI, cfg.Streams, cfg.Static, cfg.StaticLoaded = n.CRI(), n.Streams(), &static.Objects{}, loaded
+	c, err := cluster.Start(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	figures, err := newStats(n.CRI(), e, ecfg)
-	if err != nil {
-		return err
-	}
-	keeper, err = upkeep.New(upkeep.Config{CRI: n.CRI(), Engine: e, Stats: figures, Eviction: pressure, Images: images})
-	if err != nil {
-		return err
-	}
-	if len(periods) > 0 {
-		if down, err = shutdown.New(shutdown.Config{Engine: e, Periods: periods}); err != nil {
-			return err
-		}
-	}
+	defer func() { err = errors.Join(err, c.Close()) }()
 	group, gctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return e.Run(gctx) })
-	group.Go(func() error { return keeper.Run(gctx) })
-	if down != nil {
-		group.Go(func() error { return down.Run(gctx) })
-	}
 	group.Go(func() error {
-		return static.Run(gctx, static.Config{Dir: f.manifests, Engine: e, Objects: objects, Runtime: n.CRI()})
+		select {
+		case <-c.Done():
+			return c.Err()
+		case <-gctx.Done():
+			return nil
+		}
+	})
+	group.Go(func() error {
+		return static.Run(gctx, static.Config{Dir: f.manifests, Engine: c.Engine(), Objects: cfg.Static, Runtime: n.CRI(), Loaded: loaded})
 	})
 	if remote.Address != "" {
 		group.Go(func() error {
-			return static.Run(gctx, static.Config{URL: remote, Engine: e, Objects: objects, Runtime: n.CRI()})
+			return static.Run(gctx, static.Config{URL: remote, Engine: c.Engine(), Objects: cfg.Static, Runtime: n.CRI()})
 		})
 	}
 	group.Go(func() error {
-		for ev := range e.Watch(gctx) {
+		for ev := range c.Engine().Watch(gctx) {
 			logEvent(ev)
 		}
 		return nil
 	})
-	slog.Info("keeping pods running", "manifests", f.manifests)
+	slog.Info("serving the Kubernetes API", "server", c.Server(), "kubeconfig", filepath.Join(n.Run(), cluster.KubeconfigName), "manifests", f.manifests)
 	err = group.Wait()
 	slog.Info("ending; pods keep running")
 	return err

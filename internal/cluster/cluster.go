@@ -17,13 +17,23 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/http"
 
 	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/utils/clock"
 
 	"unipod.dev/unipod/internal/apiserver"
+	"unipod.dev/unipod/internal/cri"
+	"unipod.dev/unipod/internal/engine"
+	"unipod.dev/unipod/internal/machine"
 	"unipod.dev/unipod/internal/pki"
+	"unipod.dev/unipod/internal/shutdown"
+	"unipod.dev/unipod/internal/static"
 	"unipod.dev/unipod/internal/store"
+	"unipod.dev/unipod/internal/upkeep/eviction"
+	"unipod.dev/unipod/internal/upkeep/imagegc"
 )
 
 // Where a cluster that names nothing else answers.
@@ -43,14 +53,41 @@ func DefaultServices() []*net.IPNet {
 	}
 }
 
-// Config says what a cluster stands on. Root, Run and NodeName are required.
+// Config says what a cluster stands on. CRI, Root and Run are required.
 type Config struct {
-	Root string // survives a reboot: keys and objects
+	CRI cri.Service
+	// Streams serves the addresses that CRI hands out for exec, attach and
+	// port-forward, where it is in this process.
+	Streams http.Handler
+
+	Root string // survives a reboot: keys and objects, pods' volumes and logs
 	Run  string // what a reboot ends: the kubeconfig
 	// Memory keeps keys and objects in memory: they end with the process.
 	Memory bool
 
+	// NodeName defaults to the machine's name.
 	NodeName string
+	// Engine is completed from the rest: what is set here goes first.
+	Engine engine.Config
+	// Static are the objects of autonomous pods: those come from manifests,
+	// and what they refer to does too.
+	Static *static.Objects
+	// StaticLoaded, when not nil, is closed once the manifests have been read.
+	StaticLoaded <-chan struct{}
+	// Keep tells of pods in the runtime that belong to somebody else.
+	Keep func(types.UID) bool
+	// Eviction and Images say what the node does when it runs short; empty
+	// ones do nothing.
+	Eviction eviction.Policy
+	Images   imagegc.Policy
+	// Shutdown is how long pods get when the machine goes down; empty: nothing
+	// is known of that.
+	Shutdown []shutdown.Period
+	// Labels of the node when it is registered first.
+	Labels map[string]string
+
+	// Kubelet is the address of kubelet's HTTP; default [DefaultKubelet].
+	Kubelet string
 	// API are the addresses of the API; the first is in the kubeconfig. Port 0
 	// is any. Default [DefaultAPI].
 	API []string
@@ -64,7 +101,12 @@ type Config struct {
 	Log   *slog.Logger
 }
 
-func (c *Config) complete() {
+func (c *Config) complete() (err error) {
+	if c.NodeName == "" {
+		if c.NodeName, err = machine.Name(); err != nil {
+			return err
+		}
+	}
 	if len(c.API) == 0 {
 		c.API = []string{DefaultAPI}
 	}
@@ -75,6 +117,14 @@ func (c *Config) complete() {
 		c.Clock = clock.RealClock{}
 	}
 	c.Log = cmp.Or(c.Log, slog.Default())
+	c.Kubelet = cmp.Or(c.Kubelet, DefaultKubelet)
+	if c.Images == (imagegc.Policy{}) {
+		c.Images.High = 100 // never
+	}
+	if c.Static == nil {
+		c.Static = &static.Objects{}
+	}
+	return nil
 }
 
 // Cluster is what runs. Make one with [Start].
@@ -83,6 +133,8 @@ type Cluster struct {
 	keys   *pki.Authority
 	store  *store.Store
 	api    *apiserver.Server
+	client kubernetes.Interface
+	engine *engine.Engine
 	server string // the API's URL
 	admin  *pki.Certificate
 
@@ -99,6 +151,12 @@ var errClosed = errors.New("closed")
 // API is the Kubernetes API, Server its URL.
 func (c *Cluster) API() *apiserver.Server { return c.api }
 func (c *Cluster) Server() string         { return c.server }
+
+// Client is the administrator's, in this process.
+func (c *Cluster) Client() kubernetes.Interface { return c.client }
+
+// Engine runs the pods.
+func (c *Cluster) Engine() *engine.Engine { return c.engine }
 
 // Store has the API's objects.
 func (c *Cluster) Store() *store.Store { return c.store }

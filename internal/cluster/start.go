@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/kubernetes"
 
 	"unipod.dev/unipod/internal/apiserver"
 	"unipod.dev/unipod/internal/controllers"
@@ -21,7 +22,9 @@ import (
 // Start puts a cluster together and waits until it is ready. It ends with ctx,
 // and must be closed in any case.
 func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
-	cfg.complete()
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
 	klogs.Install(cfg.Log)
 	c := &Cluster{cfg: cfg, done: make(chan struct{})}
 	running, stop := context.WithCancelCause(ctx)
@@ -43,14 +46,30 @@ func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 		return nil, err
 	}
 	c.server = "https://" + reachable(listeners[0].Addr()).String()
-	if err := c.startAPI(running, listeners); err != nil {
+	kubelet, err := listen("kubelet's API", []string{cfg.Kubelet})
+	if err != nil {
+		shut(listeners)
+		return nil, err
+	}
+	if err := c.startAPI(running, listeners, reachable(kubelet[0].Addr())); err != nil {
+		shut(kubelet)
 		return nil, err
 	}
 	if err := c.startDeciders(running); err != nil {
+		shut(kubelet)
+		return nil, err
+	}
+	ready, err := c.startNode(running, kubelet[0])
+	if err != nil {
 		return nil, err
 	}
 	if err := c.api.Wait(running); err != nil {
 		return nil, fmt.Errorf("starting the API: %w", err)
+	}
+	select {
+	case <-ready:
+	case <-running.Done():
+		return nil, fmt.Errorf("starting the node: %w", context.Cause(running))
 	}
 	if err := c.writeKubeconfigs(); err != nil {
 		return nil, err
@@ -101,12 +120,7 @@ func (c *Cluster) openState() (err error) {
 }
 
 // startAPI starts the API and answers on the listeners.
-func (c *Cluster) startAPI(ctx context.Context, listeners []net.Listener) (err error) {
-	shut := func() {
-		for _, l := range listeners {
-			l.Close()
-		}
-	}
+func (c *Cluster) startAPI(ctx context.Context, listeners []net.Listener, kubelet netip.AddrPort) (err error) {
 	advertise := netip.AddrPort{}
 	for _, l := range listeners {
 		if a := reachable(l.Addr()); !a.Addr().IsLoopback() {
@@ -115,13 +129,20 @@ func (c *Cluster) startAPI(ctx context.Context, listeners []net.Listener) (err e
 		}
 	}
 	c.api, err = apiserver.New(ctx, apiserver.Config{
-		Store: c.store, PKI: c.keys, Advertise: advertise, ServiceCIDRs: c.cfg.Services, Log: c.cfg.Log,
+		Store: c.store, PKI: c.keys, Advertise: advertise, ServiceCIDRs: c.cfg.Services,
+		Kubelet: newKubelets(c.keys, c.cfg.NodeName, kubelet), Log: c.cfg.Log,
 	})
 	if err != nil {
-		shut()
+		shut(listeners)
 		return err
 	}
 	c.close = append(c.close, func() error { c.api.Close(); return nil })
+	mine := c.api.Loopback()
+	mine.QPS = -1 // it is a call of a function
+	if c.client, err = kubernetes.NewForConfig(mine); err != nil {
+		shut(listeners)
+		return err
+	}
 	names := []string{c.cfg.NodeName}
 	for _, l := range listeners {
 		names = append(names, reachable(l.Addr()).Addr().String())
@@ -178,14 +199,18 @@ func listen(what string, addresses []string) (_ []net.Listener, err error) {
 	for _, a := range addresses {
 		l, err := net.Listen("tcp", a)
 		if err != nil {
-			for _, l := range all {
-				l.Close()
-			}
+			shut(all)
 			return nil, fmt.Errorf("listening for %s on %s: %w", what, a, err)
 		}
 		all = append(all, l)
 	}
 	return all, nil
+}
+
+func shut(listeners []net.Listener) {
+	for _, l := range listeners {
+		l.Close()
+	}
 }
 
 // reachable is where a client on this machine reaches a listener.
