@@ -89,6 +89,20 @@ func newMachine(t *testing.T) *machine {
 	return &machine{t: t, dir: dir, root: filepath.Join(dir, "root"), run: filepath.Join(dir, "run")}
 }
 
+// runtime makes ready what shall run the pods, with the image in it, and names
+// it.
+func (m *machine) runtime(archive string) string {
+	m.t.Helper()
+	if os.Getenv("UNIPOD_SCENARIO_RUNTIME") == "containerd" {
+		m.startContainerd(archive)
+		return "containerd"
+	}
+	if code, out := m.do("image", "load", archive); code != 0 {
+		m.t.Fatalf("image load: code %d\n%s", code, out)
+	}
+	return "unipod"
+}
+
 // file writes one below the machine's directory and returns its path.
 func (m *machine) file(name, text string) string {
 	m.t.Helper()

@@ -58,15 +58,9 @@ func load(t *testing.T, runtime string) []scenario {
 // TestScenarios plays all scenarios at once: those that end by themselves in
 // one play, those that are interrupted in another.
 func TestScenarios(t *testing.T) {
-	m, runtime := newMachine(t), "unipod"
-	archive := writeImage(t, m.dir)
-	if os.Getenv("UNIPOD_SCENARIO_RUNTIME") == "containerd" {
-		runtime = "containerd"
-		m.startContainerd(archive)
-	} else {
-		if code, out := m.do("image", "load", archive); code != 0 {
-			t.Fatalf("image load: code %d\n%s", code, out)
-		}
+	m := newMachine(t)
+	runtime := m.runtime(writeImage(t, m.dir))
+	if runtime == "unipod" {
 		serve := m.start("serve", "--only", "cri")
 		serve.contains("serving the CRI")
 	}
