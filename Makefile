@@ -60,7 +60,7 @@ test-faults: build
 # The engine and every scenario on a runtime that isn't ours.
 test-containerd: build
 	@scripts/deps.sh test containerd
-	UNIPOD_SCENARIO_RUNTIME=containerd CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -count=1 -timeout 10m $(if $(SUDO),-exec 'sudo -E') -run 'TestContainerd|TestScenarios' ./internal/engine ./test/scenario
+	UNIPOD_SCENARIO_RUNTIME=containerd CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -count=1 -timeout 10m $(if $(SUDO),-exec 'sudo -E') -run 'TestContainerd|TestScenarios|TestNodeKilled' ./internal/engine ./test/scenario
 
 # The CRI's public conformance tool. CRITEST_IMAGE_SCRIPT names the script that makes
 # its images; see test/critest/run.sh.

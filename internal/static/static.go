@@ -12,7 +12,6 @@ package static
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"maps"
 	"slices"
@@ -92,6 +91,7 @@ type Engine interface {
 	Apply(pod *v1.Pod) error
 	Delete(uid types.UID, grace *time.Duration)
 	Watch(ctx context.Context) <-chan engine.Event
+	CleanOrphans(ctx context.Context, keep func(types.UID) bool) error
 }
 
 // Config is one source: a directory, or a URL. Engine, Objects and Runtime are
@@ -263,17 +263,18 @@ func (k *keeper) removeStrangers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var failed error
+	strangers := map[types.UID]bool{}
 	for _, s := range list.GetItems() {
-		if s.GetAnnotations()[Annotation] != k.mark || k.wanted[types.UID(s.GetMetadata().GetUid())] != nil {
+		uid := types.UID(s.GetMetadata().GetUid())
+		if s.GetAnnotations()[Annotation] != k.mark || k.wanted[uid] != nil {
 			continue
 		}
 		k.Log.Info("removing a pod whose manifest is gone", "pod", s.GetMetadata().GetNamespace()+"/"+s.GetMetadata().GetName())
-		_, err := k.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.Id})
-		if err == nil {
-			_, err = k.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.Id})
-		}
-		failed = errors.Join(failed, err)
+		strangers[uid] = true
 	}
-	return failed
+	if len(strangers) == 0 {
+		return nil
+	}
+	// With its volumes and logs, which the runtime knows nothing of.
+	return k.Engine.CleanOrphans(ctx, func(uid types.UID) bool { return !strangers[uid] })
 }

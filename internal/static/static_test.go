@@ -46,14 +46,13 @@ func (f *fake) ListPodSandbox(context.Context, *runtimeapi.ListPodSandboxRequest
 	return &runtimeapi.ListPodSandboxResponse{Items: f.old}, nil
 }
 
-func (f *fake) StopPodSandbox(_ context.Context, r *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
-	f.calls <- "stop " + r.PodSandboxId
-	return &runtimeapi.StopPodSandboxResponse{}, nil
-}
-
-func (f *fake) RemovePodSandbox(_ context.Context, r *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
-	f.calls <- "remove " + r.PodSandboxId
-	return &runtimeapi.RemovePodSandboxResponse{}, nil
+func (f *fake) CleanOrphans(_ context.Context, keep func(types.UID) bool) error {
+	for _, s := range f.old {
+		if uid := s.Metadata.Uid; !keep(types.UID(uid)) {
+			f.calls <- "clean " + uid
+		}
+	}
+	return nil
 }
 
 type lines chan string
@@ -105,7 +104,7 @@ func TestDirectory(t *testing.T) {
 	go func() {
 		done <- Run(ctx, Config{Dir: dir, Engine: f, Objects: objects, Runtime: f, Log: slog.New(slog.NewTextHandler(logged, &slog.HandlerOptions{Level: slog.LevelError}))})
 	}()
-	expect("apply a 1", "stop gone", "remove gone")
+	expect("apply a 1", "clean x")
 	write("b", "1")
 	expect("apply b 1")
 
