@@ -10,6 +10,7 @@ import (
 	"github.com/emicklei/go-restful/v3"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apiextensions "k8s.io/apiextensions-apiserver/pkg/apiserver"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
@@ -30,6 +31,8 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/client"
 	"k8s.io/kubernetes/pkg/routes"
 	"k8s.io/kubernetes/pkg/serviceaccount"
+
+	"unipod.dev/unipod/internal/apiserver/metricsapi"
 )
 
 // KubernetesVersion is the release whose API this is.
@@ -50,10 +53,13 @@ func (s *Server) assemble(c Config) (*core, error) {
 		sets.NewString("attach", "exec", "proxy", "log", "portforward"),
 	)
 	config.AggregatedDiscoveryGroupManager = aggregated.NewResourceManager("apis")
-	config.AddReadyzChecks(notYet(s.ready))
+	config.AddReadyzChecks(until{"start", s.ready}, until{"default-roles", s.rolesMade})
 	resources := servedResources()
 	config.MergedResourceConfig = resources
 	s.config = config
+	if err := s.audit(c); err != nil {
+		return nil, err
+	}
 
 	factory, err := newStorageFactory(resources, config.EffectiveVersion)
 	if err != nil {
@@ -118,17 +124,17 @@ func (s *Server) assemble(c Config) (*core, error) {
 	}
 	group := &core{config: config, resources: resources, factory: factory, client: clientset, tokens: tokens,
 		allocators: allocators, slices: slices, kubelet: c.Kubelet, proxy: transport}
-	return group, s.installGroups(group, clientset)
+	return group, s.installGroups(c, group, clientset)
 }
 
-func (s *Server) installGroups(group *core, clientset *kubernetes.Clientset) error {
+func (s *Server) installGroups(c Config, group *core, clientset *kubernetes.Clientset) error {
 	ages, err := genericapiserver.NewResourceExpirationEvaluatorFromOptions(genericapiserver.ResourceExpirationEvaluatorOptions{
 		CurrentVersion: s.config.EffectiveVersion.EmulationVersion(),
 	})
 	if err != nil {
 		return err
 	}
-	models := newOpenAPIModels(legacyscheme.Scheme, apiextensions.Scheme)
+	models := newOpenAPIModels(legacyscheme.Scheme, apiextensions.Scheme, metricsapi.Scheme)
 	newOpenAPI(models, s.webServices, s.crds.Informers.Apiextensions().V1().CustomResourceDefinitions().Lister()).install(s.generic.Handler.NonGoRestfulMux)
 	installer := &groupInstaller{
 		server: s.generic,
@@ -161,7 +167,8 @@ func (s *Server) installGroups(group *core, clientset *kubernetes.Clientset) err
 			return err
 		}
 	}
-	return nil
+	usage := metricsapi.Group(c.Metrics)
+	return installer.install(&usage)
 }
 
 // webServices are those that OpenAPI describes: the main server's, and of the
@@ -194,7 +201,7 @@ func proxyTransport() *http.Transport {
 type noKubelet struct{}
 
 func (noKubelet) GetConnectionInfo(_ context.Context, node types.NodeName) (*client.ConnectionInfo, error) {
-	return nil, fmt.Errorf("node %s: this API server has no connection to it", node)
+	return nil, apierrors.NewServiceUnavailable("node " + string(node) + ": this API server has no connection to it")
 }
 
 // release is what /version says: the release whose code this is, which the

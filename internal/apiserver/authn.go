@@ -44,10 +44,12 @@ func accountKeys(pki PKI) (serviceaccount.PublicKeysGetter, error) {
 func authentication(ctx context.Context, pki PKI, keys serviceaccount.PublicKeysGetter, client kubernetes.Interface, shared informers.SharedInformerFactory) (genericapiserver.AuthenticationInfo, error) {
 	audiences := authenticator.Audiences{Issuer}
 	info := genericapiserver.AuthenticationInfo{APIAudiences: audiences}
+	var anonymous []apiserver.AnonymousAuthCondition
+	for _, p := range healthPaths {
+		anonymous = append(anonymous, apiserver.AnonymousAuthCondition{Path: p})
+	}
 	request, _, _, _, err := kubeauthenticator.Config{
-		Anonymous: apiserver.AnonymousAuthConfig{Enabled: true, Conditions: []apiserver.AnonymousAuthCondition{
-			{Path: "/healthz"}, {Path: "/livez"}, {Path: "/readyz"},
-		}},
+		Anonymous:                      apiserver.AnonymousAuthConfig{Enabled: true, Conditions: anonymous},
 		APIAudiences:                   audiences,
 		ServiceAccountLookup:           true,
 		ServiceAccountIssuers:          []string{Issuer},

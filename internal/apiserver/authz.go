@@ -6,10 +6,15 @@ import (
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
+	"k8s.io/apiserver/pkg/authorization/path"
 	"k8s.io/apiserver/pkg/authorization/union"
 	"k8s.io/client-go/informers"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac"
 )
+
+// healthPaths are where anybody may ask whether the server is well, whatever
+// roles there are.
+var healthPaths = []string{"/healthz", "/livez", "/readyz"}
 
 // authorization is RBAC, after system:masters, who may do everything.
 func authorization(shared informers.SharedInformerFactory) (authorizer.Authorizer, authorizer.RuleResolver, error) {
@@ -20,7 +25,12 @@ func authorization(shared informers.SharedInformerFactory) (authorizer.Authorize
 		&rbac.ClusterRoleGetter{Lister: i.ClusterRoles().Lister()},
 		&rbac.ClusterRoleBindingLister{Lister: i.ClusterRoleBindings().Lister()},
 	)
+	health, err := path.NewAuthorizer(healthPaths)
+	if err != nil {
+		return nil, nil, fmt.Errorf("authorization: %w", err)
+	}
 	authz, err := union.New(
+		union.NamedAuthorizer{AuthorizerName: "health", Authorizer: health},
 		union.NamedAuthorizer{AuthorizerName: "masters", Authorizer: authorizerfactory.NewPrivilegedGroups(user.SystemPrivilegedGroup)},
 		union.NamedAuthorizer{AuthorizerName: "rbac", Authorizer: roles},
 	)

@@ -70,7 +70,13 @@ func (s *Server) laterObjects(c Config) {
 		make func() error
 	}{
 		{"the Service default/kubernetes", func() error { return s.ownService(c) }},
-		{"the default roles", s.defaultRoles},
+		{"the default roles", func() error {
+			if err := s.defaultRoles(); err != nil {
+				return err
+			}
+			close(s.rolesMade)
+			return nil
+		}},
 	} {
 		s.group.Go(func() {
 			for {

@@ -2,8 +2,9 @@ package apiserver
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	genericapifilters "k8s.io/apiserver/pkg/endpoints/filters"
@@ -11,6 +12,8 @@ import (
 	genericfeatures "k8s.io/apiserver/pkg/features"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	genericfilters "k8s.io/apiserver/pkg/server/filters"
+
+	"unipod.dev/unipod/internal/apiserver/inproc"
 )
 
 // readyWait is how long a request that comes early waits for the server.
@@ -77,26 +80,28 @@ func gate(handler http.Handler, ready <-chan struct{}, failed context.Context) h
 }
 
 func early(req *http.Request) bool {
-	switch req.URL.Path {
-	case "/healthz", "/livez", "/readyz":
+	if slices.Contains(healthPaths, req.URL.Path) {
 		return true
 	}
-	if !isLoopback(req.Context()) {
+	if !inproc.Here(req.Context()) {
 		return false
 	}
 	return req.Method == http.MethodGet || req.Context().Value(startingKey{}) != nil
 }
 
-// notYet is /readyz until the server is ready.
-type notYet <-chan struct{}
+// until is a part of /readyz: it fails until something is done.
+type until struct {
+	name string
+	done <-chan struct{}
+}
 
-func (notYet) Name() string { return "start" }
+func (u until) Name() string { return u.name }
 
-func (r notYet) Check(*http.Request) error {
+func (u until) Check(*http.Request) error {
 	select {
-	case <-r:
+	case <-u.done:
 		return nil
 	default:
-		return fmt.Errorf("what decides about requests is still being read")
+		return errors.New("not done yet")
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/component-helpers/auth/rbac/reconciliation"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
+
+	"unipod.dev/unipod/internal/apiserver/inproc"
 )
 
 // rolesAtOnce is how many roles are written at once: the store makes several
@@ -23,7 +25,7 @@ func (s *Server) defaultRoles() error {
 	role := func(r reconciliation.RuleOwner, m reconciliation.RuleOwnerModifier) {
 		group.Go(func() error {
 			if s.stopping.Err() != nil {
-				return errStopped
+				return inproc.ErrStopped
 			}
 			o := reconciliation.ReconcileRoleOptions{Role: r, Client: m, Confirm: true}
 			if _, err := o.Run(); err != nil {
@@ -35,7 +37,7 @@ func (s *Server) defaultRoles() error {
 	binding := func(b reconciliation.RoleBinding, m reconciliation.RoleBindingModifier) {
 		group.Go(func() error {
 			if s.stopping.Err() != nil {
-				return errStopped
+				return inproc.ErrStopped
 			}
 			o := reconciliation.ReconcileRoleBindingOptions{RoleBinding: b, Client: m, Confirm: true}
 			if _, err := o.Run(); err != nil {

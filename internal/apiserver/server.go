@@ -28,6 +28,7 @@ import (
 	"sync"
 	"time"
 
+	"gopkg.in/natefinch/lumberjack.v2"
 	apiextensions "k8s.io/apiextensions-apiserver/pkg/apiserver"
 	"k8s.io/apimachinery/pkg/api/meta"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
@@ -39,6 +40,9 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/pkg/kubelet/client"
+
+	"unipod.dev/unipod/internal/apiserver/inproc"
+	"unipod.dev/unipod/internal/apiserver/metricsapi"
 )
 
 // A Store keeps objects.
@@ -70,7 +74,13 @@ type Config struct {
 	// Kubelet finds the node's HTTP server, for logs, exec, attach,
 	// port-forward and proxy. Without one those requests fail.
 	Kubelet client.ConnectionInfoGetter
-	Log     *slog.Logger
+	// Metrics is what pods and the node use. Without it metrics.k8s.io answers
+	// that it is unavailable.
+	Metrics metricsapi.Source
+	// AuditPolicy is a file with an audit.k8s.io Policy, AuditLog the file that
+	// requests are logged to by it. Both or neither are given.
+	AuditPolicy, AuditLog string
+	Log                   *slog.Logger
 }
 
 // A Server is a running API.
@@ -86,11 +96,13 @@ type Server struct {
 	loopback  *rest.Config
 	handler   http.Handler
 
-	stop     context.CancelFunc
-	stopping context.Context
-	ready    chan struct{}
-	group    sync.WaitGroup
-	failure  error // why it never got ready; set before stop
+	stop      context.CancelFunc
+	stopping  context.Context
+	ready     chan struct{}
+	rolesMade chan struct{} // closed when the default roles are there
+	group     sync.WaitGroup
+	failure   error // why it never got ready; set before stop
+	auditLog  *lumberjack.Logger
 }
 
 // New puts a server together and starts it: it is ready a little later. It
@@ -108,21 +120,21 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 	if c.NodePorts.Size == 0 {
 		c.NodePorts = utilnet.PortRange{Base: 30000, Size: 2768}
 	}
-	s := &Server{log: c.Log, ready: make(chan struct{})}
+	s := &Server{log: c.Log, ready: make(chan struct{}), rolesMade: make(chan struct{})}
 	s.stopping, s.stop = context.WithCancel(ctx)
 	defer func() {
 		if err != nil {
 			s.stop()
 		}
 	}()
-	carrier := &loopback{open: make(chan struct{}), stopping: s.stopping}
+	carrier := inproc.New(s.stopping)
 	s.loopback = loopbackConfig(carrier)
 	services, err := s.assemble(c)
 	if err != nil {
 		return nil, fmt.Errorf("the API server: %w", err)
 	}
 	s.handler = gate(s.generic.Handler, s.ready, s.stopping)
-	carrier.serve(s.handler)
+	carrier.Serve(s.handler)
 	odd, err := services.allocators.reserve(ctx, services.services)
 	if err != nil {
 		return nil, err
@@ -160,7 +172,7 @@ func (s *Server) Wait(ctx context.Context) error {
 		if s.failure != nil {
 			return s.failure
 		}
-		return errStopped
+		return inproc.ErrStopped
 	}
 }
 
@@ -171,6 +183,7 @@ func (s *Server) Close() {
 	s.shared.Shutdown()
 	s.crds.Informers.Shutdown()
 	s.generic.Destroy()
+	s.closeAudit()
 }
 
 // start reads what decides about requests and makes what an API must have.

@@ -1,0 +1,339 @@
+package apiserver
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apiserver/pkg/registry/rest"
+	restclient "k8s.io/client-go/rest"
+	api "k8s.io/kubernetes/pkg/apis/core"
+	metricsclient "k8s.io/metrics/pkg/client/clientset/versioned"
+	"k8s.io/utils/ptr"
+)
+
+// TestKubelet: what a node answers comes through the API.
+func TestKubelet(t *testing.T) {
+	w := start(t)
+	ns := w.namespace(t, nil)
+	ctx, k := t.Context(), clients(t, w.admin(t))
+	p := pod("p")
+	p.Spec.NodeName = "here"
+	if _, err := k.CoreV1().Pods(ns).Create(ctx, p, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	logs := func(o *corev1.PodLogOptions) string {
+		t.Helper()
+		b, err := k.CoreV1().Pods(ns).GetLogs("p", o).DoRaw(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	if got, want := logs(&corev1.PodLogOptions{TailLines: ptr.To[int64](5), Timestamps: true}), "GET /containerLogs/"+ns+"/p/c?tailLines=5&timestamps=true"; got != want {
+		t.Errorf("logs asked the node for %q, want %q", got, want)
+	}
+	t.Run("follow", func(t *testing.T) {
+		for _, c := range []*restclient.Config{w.admin(t), w.Loopback()} {
+			ctx, cancel := context.WithCancel(ctx)
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.Host+"/api/v1/namespaces/"+ns+"/pods/p/log?follow=true", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := httpClient(t, c).Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if line, err := bufio.NewReader(resp.Body).ReadString('\n'); line != "first\n" {
+				t.Errorf("%q, %v", line, err)
+			}
+			cancel()
+			resp.Body.Close()
+		}
+	})
+	t.Run("exec", func(t *testing.T) {
+		// The fake doesn't switch protocols: its answer comes back.
+		resp, body := raw(t, w.admin(t), "/api/v1/namespaces/"+ns+"/pods/p/exec?command=true&stdout=true", nil)
+		if resp.StatusCode != http.StatusBadRequest || !strings.Contains(body, "pgrade") {
+			t.Errorf("%d %s", resp.StatusCode, body)
+		}
+	})
+	t.Run("proxy", func(t *testing.T) {
+		hostAddress(t)
+		if _, err := k.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "here"}}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		b, err := k.CoreV1().RESTClient().Get().Resource("nodes").Name("here").SubResource("proxy").Suffix("stats/summary").DoRaw(ctx)
+		if err != nil || string(b) != "GET /stats/summary" {
+			t.Errorf("%q, %v", b, err)
+		}
+	})
+	t.Run("no node", func(t *testing.T) {
+		lost := pod("lost")
+		lost.Spec.NodeName = "nowhere"
+		if _, err := k.CoreV1().Pods(ns).Create(ctx, lost, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		resp, body := raw(t, w.admin(t), "/api/v1/namespaces/"+ns+"/pods/lost/log", nil)
+		if resp.StatusCode != http.StatusServiceUnavailable || !strings.Contains(body, "nowhere") {
+			t.Errorf("%d %s", resp.StatusCode, body)
+		}
+	})
+}
+
+func TestMetrics(t *testing.T) {
+	w := start(t)
+	k, err := metricsclient.NewForConfig(w.admin(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes, err := k.MetricsV1beta1().NodeMetricses().List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(nodes.Items) != 1 || nodes.Items[0].Usage.Cpu().MilliValue() != 250 {
+		t.Errorf("%v, %v", nodes, err)
+	}
+	if _, err := k.MetricsV1beta1().NodeMetricses().Get(t.Context(), "other", metav1.GetOptions{}); err == nil {
+		t.Error("a node that isn't measured is")
+	}
+	for in, want := range map[string]int{"": 2, "one": 1, "none": 0} {
+		pods, err := k.MetricsV1beta1().PodMetricses(in).List(t.Context(), metav1.ListOptions{})
+		if err != nil || len(pods.Items) != want {
+			t.Errorf("in %q: %v, %v", in, pods, err)
+		}
+	}
+	pods, err := k.MetricsV1beta1().PodMetricses("").List(t.Context(), metav1.ListOptions{LabelSelector: "in=two"})
+	if err != nil || len(pods.Items) != 1 || pods.Items[0].Namespace != "two" {
+		t.Errorf("%v, %v", pods, err)
+	}
+	_, body := raw(t, w.admin(t), "/apis/metrics.k8s.io/v1beta1/namespaces/one/pods/p", http.Header{"Accept": {"application/json;as=Table;v=v1;g=meta.k8s.io"}})
+	if !strings.Contains(body, `"3m","4Mi"`) {
+		t.Errorf("%s", body)
+	}
+}
+
+func TestDiscovery(t *testing.T) {
+	w := start(t)
+	d := clients(t, w.admin(t)).Discovery()
+	groups, lists, err := d.ServerGroupsAndResources() // aggregated
+	if err != nil {
+		t.Fatal(err)
+	}
+	have := map[string]bool{}
+	for _, g := range groups {
+		have[g.Name] = true
+	}
+	for _, g := range []string{"", "apps", "batch", "networking.k8s.io", "discovery.k8s.io", "coordination.k8s.io", "storage.k8s.io", "scheduling.k8s.io", "policy", "autoscaling",
+		"rbac.authorization.k8s.io", "authentication.k8s.io", "authorization.k8s.io", "events.k8s.io", "admissionregistration.k8s.io", "certificates.k8s.io", "node.k8s.io",
+		"apiextensions.k8s.io", "metrics.k8s.io", "resource.k8s.io"} {
+		if !have[g] {
+			t.Errorf("group %q is not served", g)
+		}
+	}
+	all := map[string]bool{}
+	for _, l := range lists {
+		for _, r := range l.APIResources {
+			all[l.GroupVersion+" "+r.Name] = true
+		}
+	}
+	for _, r := range []string{"v1 pods/exec", "v1 pods/resize", "v1 serviceaccounts/token", "apps/v1 deployments/scale", "autoscaling/v2 horizontalpodautoscalers", "certificates.k8s.io/v1 certificatesigningrequests/approval"} {
+		if !all[r] {
+			t.Errorf("%s is not served", r)
+		}
+	}
+	if all["networking.k8s.io/v1 servicecidrs"] {
+		t.Error("servicecidrs are served, and nobody reads them")
+	}
+}
+
+func TestOpenAPI(t *testing.T) {
+	w := start(t)
+	admin := w.admin(t)
+	_, body := raw(t, admin, "/openapi/v3", nil)
+	var index struct {
+		Paths map[string]struct {
+			ServerRelativeURL string `json:"serverRelativeURL"`
+		} `json:"paths"`
+	}
+	if err := json.Unmarshal([]byte(body), &index); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"api/v1", "apis/apps/v1", "apis/apiextensions.k8s.io/v1", "apis/metrics.k8s.io/v1beta1"} {
+		at, ok := index.Paths[path]
+		if !ok {
+			t.Errorf("%s is not described", path)
+			continue
+		}
+		resp, text := raw(t, admin, at.ServerRelativeURL, nil)
+		if resp.StatusCode != http.StatusOK || !strings.Contains(resp.Header.Get("Cache-Control"), "immutable") || !json.Valid([]byte(text)) {
+			t.Errorf("%s: %d %v", path, resp.StatusCode, resp.Header)
+		}
+		resp, _ = raw(t, admin, at.ServerRelativeURL, http.Header{"If-None-Match": {resp.Header.Get("Etag")}})
+		if resp.StatusCode != http.StatusNotModified {
+			t.Errorf("%s again: %d", path, resp.StatusCode)
+		}
+		resp, pb := raw(t, admin, at.ServerRelativeURL, http.Header{"Accept": {"application/com.github.proto-openapi.spec.v3@v1.0+protobuf"}})
+		if resp.StatusCode != http.StatusOK || len(pb) == 0 || json.Valid([]byte(pb)) {
+			t.Errorf("%s as protobuf: %d", path, resp.StatusCode)
+		}
+	}
+	if resp, _ := raw(t, admin, "/openapi/v3/apis/apps/v1?hash=old", nil); resp.StatusCode != http.StatusOK || !strings.Contains(resp.Request.URL.RawQuery, "hash=") {
+		t.Errorf("an old hash: %d %s", resp.StatusCode, resp.Request.URL)
+	}
+	if resp, _ := raw(t, admin, "/openapi/v3/apis/none/v1", nil); resp.StatusCode != http.StatusNotFound {
+		t.Errorf("%d", resp.StatusCode)
+	}
+	resp, pb := raw(t, admin, "/openapi/v2", http.Header{"Accept": {"application/com.github.proto-openapi.spec.v2@v1.0+protobuf"}})
+	if resp.StatusCode != http.StatusOK || len(pb) == 0 || json.Valid([]byte(pb)) {
+		t.Errorf("v2 as protobuf: %d", resp.StatusCode)
+	}
+	if resp, _ := raw(t, admin, "/openapi/v2", http.Header{"Accept": {"text/html"}}); resp.StatusCode != http.StatusNotAcceptable {
+		t.Errorf("v2 as HTML: %d", resp.StatusCode)
+	}
+}
+
+func TestOwnService(t *testing.T) {
+	w := start(t)
+	ctx, k := t.Context(), clients(t, w.Loopback())
+	eventually(t, "the Service of the API", func() error {
+		svc, err := k.CoreV1().Services("default").Get(ctx, "kubernetes", metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		slice, err := k.DiscoveryV1().EndpointSlices("default").Get(ctx, "kubernetes", metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if svc.Spec.ClusterIP != "10.96.0.1" || slice.Endpoints[0].Addresses[0] != "10.1.0.1" || *slice.Ports[0].Port != 6443 {
+			return fmt.Errorf("%v %v: %w", svc.Spec, slice, errNotYet("endpoint"))
+		}
+		return nil
+	})
+}
+
+func TestServices(t *testing.T) {
+	w := start(t)
+	ns := w.namespace(t, nil)
+	ctx, services := t.Context(), clients(t, w.admin(t)).CoreV1().Services(ns)
+	service := func(name string, spec corev1.ServiceSpec) *corev1.Service {
+		spec.Ports = []corev1.ServicePort{{Port: 80}}
+		return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: spec}
+	}
+	both := corev1.IPFamilyPolicyPreferDualStack
+	a, err := services.Create(ctx, service("a", corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, IPFamilyPolicy: &both}), metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(a.Spec.ClusterIPs) != 2 || a.Spec.Ports[0].NodePort < 30000 {
+		t.Errorf("%+v", a.Spec)
+	}
+	_, err = services.Create(ctx, service("b", corev1.ServiceSpec{ClusterIP: a.Spec.ClusterIP}), metav1.CreateOptions{})
+	mustContain(t, err, "already allocated")
+	if err := services.Delete(ctx, "a", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := services.Create(ctx, service("b", corev1.ServiceSpec{ClusterIP: a.Spec.ClusterIP}), metav1.CreateOptions{}); err != nil {
+		t.Error("an address that was given back:", err)
+	}
+	if h, err := services.Create(ctx, service("h", corev1.ServiceSpec{ClusterIP: "None"}), metav1.CreateOptions{}); err != nil || h.Spec.ClusterIP != "None" {
+		t.Errorf("%v", err)
+	}
+}
+
+// services lists what a store would hold.
+type services []api.Service
+
+func (services) New() runtime.Object     { return &api.Service{} }
+func (services) NewList() runtime.Object { return &api.ServiceList{} }
+func (services) Destroy()                {}
+func (s services) List(context.Context, *metainternalversion.ListOptions) (runtime.Object, error) {
+	return &api.ServiceList{Items: s}, nil
+}
+func (services) ConvertToTable(context.Context, runtime.Object, runtime.Object) (*metav1.Table, error) {
+	return nil, nil
+}
+
+var _ rest.Lister = services{}
+
+// What stored Services have is theirs after a restart.
+func TestReserve(t *testing.T) {
+	_, v4, _ := net.ParseCIDR("10.0.0.0/28")
+	a, err := newServiceAllocators([]*net.IPNet{v4}, utilnet.PortRange{Base: 30000, Size: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored := func(ip string, family api.IPFamily, ports ...int32) api.Service {
+		s := api.Service{ObjectMeta: metav1.ObjectMeta{Name: "of-" + ip}, Spec: api.ServiceSpec{ClusterIPs: []string{ip}, IPFamilies: []api.IPFamily{family}}}
+		for _, p := range ports {
+			s.Spec.Ports = append(s.Spec.Ports, api.ServicePort{NodePort: p})
+		}
+		return s
+	}
+	odd, err := a.reserve(t.Context(), services{
+		stored("10.0.0.3", api.IPv4Protocol, 30001, 30001, 40000), stored("None", api.IPv4Protocol), stored("10.0.0.3", api.IPv4Protocol),
+		stored("10.9.9.9", api.IPv4Protocol), stored("fd00::1", api.IPv6Protocol, 30001),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told []string
+	for _, o := range odd {
+		told = append(told, o.Error())
+	}
+	if all := strings.Join(told, "\n"); len(odd) != 4 || strings.Count(all, "of-10.0.0.3") != 1 || !strings.Contains(all, "10.9.9.9") || strings.Count(all, "fd00::1") < 2 {
+		t.Errorf("reported: %s", all)
+	}
+	if err := a.ips[api.IPv4Protocol].Allocate(net.ParseIP("10.0.0.3")); err == nil {
+		t.Error("an address in use is given again")
+	}
+	if err := a.ports.Allocate(30001); err == nil {
+		t.Error("a port in use is given again")
+	}
+	if err := a.ports.Allocate(30002); err != nil {
+		t.Error(err)
+	}
+	for _, bad := range [][]*net.IPNet{nil, {v4, v4}, {v4, v4, v4}} {
+		if _, err := newServiceAllocators(bad, utilnet.PortRange{Base: 1, Size: 1}); err == nil {
+			t.Errorf("%v: no error", bad)
+		}
+	}
+}
+
+// A watch that nobody ends doesn't keep a server from ending.
+func TestServeEnds(t *testing.T) {
+	w := start(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- w.Serve(ctx, l, w.keys.Serving("other", "127.0.0.1").GetCertificate) }()
+	c := w.admin(t)
+	c.Host = "https://" + l.Addr().String()
+	events, err := clients(t, c).CoreV1().Namespaces().Watch(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-events.ResultChan()
+	cancel()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("the server goes on")
+	}
+	for range events.ResultChan() { //nolint:revive // until it is closed
+	}
+}
