@@ -9,8 +9,8 @@
 // It promises that a line given to [Stream.Write] is in the file (in the
 // page cache, not synced) when Write returns, whole, and in the order of the
 // stream; that [Log.Reopen] loses none; and that a file system that is full
-// never blocks the container: lines that don't fit are counted and dropped,
-// and the next line that fits says how many were lost.
+// never blocks the container: lines that can't be written are counted and
+// dropped, and the next line that can be says how many were lost.
 //
 // Floor: 1. It imports nothing of unipod.
 package crilog
@@ -35,7 +35,7 @@ type Log struct {
 	path string
 
 	mu      sync.Mutex
-	file    *os.File // nil when the container asked for no log
+	file    *os.File // nil when there is none to write to
 	dropped uint64
 	closed  bool
 }
@@ -53,6 +53,17 @@ func Open(path string) (*Log, error) {
 		return nil, err
 	}
 	l.file = f
+	return l, nil
+}
+
+// Resume is [Open] for a container that runs already: a log that can't be
+// opened is an error, and a Log nevertheless, which counts the lines lost until
+// [Log.Reopen] succeeds.
+func Resume(path string) (*Log, error) {
+	l, err := Open(path)
+	if err != nil {
+		return &Log{path: path}, err
+	}
 	return l, nil
 }
 
@@ -86,6 +97,9 @@ func (l *Log) Reopen() error {
 	}
 	old := l.file
 	l.file = f
+	if old == nil {
+		return nil
+	}
 	return old.Close()
 }
 
@@ -107,12 +121,16 @@ func (l *Log) Close() error {
 func (l *Log) write(b []byte, lines uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.file == nil || len(b) == 0 {
+	switch {
+	case len(b) == 0 || l.closed || l.path == "":
+		return
+	case l.file == nil:
+		l.dropped += lines
 		return
 	}
 	if l.dropped > 0 {
 		note := appendEntry(nil, stamp(time.Now()), "stderr", 'F',
-			fmt.Appendf(nil, "unipod: %d log lines were lost: the file system was full", l.dropped))
+			fmt.Appendf(nil, "unipod: %d log lines were lost: the log could not be written", l.dropped))
 		if !l.append(note) {
 			l.dropped += lines
 			return

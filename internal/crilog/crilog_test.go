@@ -219,3 +219,40 @@ func BenchmarkStream(b *testing.B) {
 		s.Write(chunk)
 	}
 }
+
+// TestResume: a log whose place is taken doesn't keep a container from going
+// on, and says later what was lost.
+func TestResume(t *testing.T) {
+	dir := t.TempDir()
+	path, elsewhere := filepath.Join(dir, "0.log"), filepath.Join(dir, "elsewhere")
+	if err := os.Symlink(elsewhere, path); err != nil {
+		t.Fatal(err)
+	}
+	l, err := Resume(path)
+	if err == nil || l == nil {
+		t.Fatalf("a link was followed: %v, %v", l, err)
+	}
+	defer l.Close()
+	s := l.Stream("stdout")
+	s.Write([]byte("one\ntwo\n"))
+	if err := l.Reopen(); err == nil {
+		t.Error("a link was followed")
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Reopen(); err != nil {
+		t.Fatal(err)
+	}
+	s.Write([]byte("three\n"))
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := string(text); !strings.Contains(got, "2 log lines were lost: the log could not be written\n") || !strings.HasSuffix(got, " stdout F three\n") {
+		t.Errorf("the log says %q", got)
+	}
+	if _, err := os.Lstat(elsewhere); err == nil {
+		t.Error("something was written where the link leads")
+	}
+}

@@ -39,30 +39,38 @@ func (s *step) active(status *v1.PodStatus) {
 }
 
 func (s *step) volumesReady() bool {
+	return s.volumes.ready || s.volumeStep(PrepareVolumes)
+}
+
+// volumeStep issues an action on the volumes, unless one is under way or held
+// back. It is never done at once.
+func (s *step) volumeStep(verb Verb) (done bool) {
 	v := &s.volumes
 	switch {
-	case v.ready:
-		return true
 	case v.busy:
 	case s.now.Before(v.retry):
 		s.wake(v.retry)
 	default:
 		v.busy = true
-		s.do(Action{Verb: PrepareVolumes})
+		s.do(Action{Verb: verb})
 	}
 	return false
 }
 
-func (e VolumesPrepared) apply(s *step) {
-	v := &s.volumes
-	v.busy = false
-	if e.Err == nil {
-		*v = volumeState{ready: true}
+// volumesAre takes the result of such an action in: then they are next, or
+// what they were, to be tried again later and later.
+func (s *step) volumesAre(next volumeState, err error) {
+	if err == nil {
+		s.volumes = next
 		return
 	}
+	v := &s.volumes
+	v.busy = false
 	v.delay = min(max(2*v.delay, volumeRetryInitial), volumeRetryMax)
 	v.retry = s.now.Add(v.delay)
 }
+
+func (e VolumesPrepared) apply(s *step) { s.volumesAre(volumeState{ready: true}, e.Err) }
 
 // work is what the containers of an active pod need.
 type work struct {

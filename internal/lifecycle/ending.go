@@ -49,30 +49,10 @@ func (s *step) terminate() (done bool) {
 
 // tearDown gives the volumes back and reports when they are.
 func (s *step) tearDown() (done bool) {
-	v := &s.volumes
-	switch {
-	case v.busy:
-	case v.gone:
-		return true
-	case s.now.Before(v.retry):
-		s.wake(v.retry)
-	default:
-		v.busy = true
-		s.do(Action{Verb: TearDownVolumes})
-	}
-	return false
+	return s.volumes.gone || s.volumeStep(TearDownVolumes)
 }
 
-func (e VolumesTornDown) apply(s *step) {
-	v := &s.volumes
-	v.busy = false
-	if e.Err == nil {
-		*v = volumeState{gone: true}
-		return
-	}
-	v.delay = min(max(2*v.delay, volumeRetryInitial), volumeRetryMax)
-	v.retry = s.now.Add(v.delay)
-}
+func (e VolumesTornDown) apply(s *step) { s.volumesAre(volumeState{gone: true}, e.Err) }
 
 // clear removes what the runtime still holds of a deleted pod and reports when
 // nothing is left.

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"unipod.dev/unipod/internal/resolvconf"
 )
 
 // Plugin gives pods a network. Network and CNI implement it.
@@ -67,11 +69,7 @@ type Request struct {
 }
 
 // DNS is what a resolv.conf says.
-type DNS struct {
-	Servers  []string `json:"servers,omitempty"`
-	Searches []string `json:"searches,omitempty"`
-	Options  []string `json:"options,omitempty"`
-}
+type DNS = resolvconf.Config
 
 // idPattern is what may be a file name and part of a link's alias.
 var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)

@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 func TestHostname(t *testing.T) {
@@ -59,8 +58,8 @@ func TestFitDNS(t *testing.T) {
 		"one that long":  {[]string{"a", long, "b"}, []string{"a", "b"}},
 		"nothing at all": {nil, nil},
 	} {
-		dns := &runtimeapi.DNSConfig{Searches: append([]string(nil), c.in...)}
-		warnings := fitDNS(dns)
+		pod := &v1.Pod{Spec: v1.PodSpec{DNSPolicy: v1.DNSNone, DNSConfig: &v1.PodDNSConfig{Searches: c.in}}}
+		dns, warnings := dnsConfig(&Node{}, pod)
 		if strings.Join(dns.Searches, " ") != strings.Join(c.want, " ") {
 			t.Errorf("%s: %d of %d searches left", name, len(dns.Searches), len(c.in))
 		}

@@ -277,38 +277,6 @@ func TestHashIsKubelets(t *testing.T) {
 	}
 }
 
-func TestParseResolvConf(t *testing.T) {
-	got, err := ParseResolvConf(strings.NewReader("# comment\nnameserver 1.1.1.1 x\nsearch old.example\n\tnameserver fe80::1%eth0\n" +
-		"options ndots:2 rotate\nsearch a.example. b.example . \noptions ndots:3\nsortlist 1.2.3.4\n"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := &runtimeapi.DNSConfig{Servers: []string{"1.1.1.1", "fe80::1%eth0"}, Searches: []string{"a.example", "b.example"}, Options: []string{"ndots:3", "rotate"}}
-	if !proto.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
-	}
-	if _, err := ParseResolvConf(strings.NewReader("\nnameserver\n")); err == nil || err.Error() != "resolv.conf line 2: nameserver list is empty" {
-		t.Errorf("got %v", err)
-	}
-	if _, err := ParseResolvConf(strings.NewReader(strings.Repeat("#", maxResolvConf+1))); err == nil {
-		t.Error("a huge file was read")
-	}
-}
-
-func FuzzParseResolvConf(f *testing.F) {
-	f.Add("nameserver 1.1.1.1\nsearch a. .\noptions a:1 a:2 b\n")
-	f.Add("search ..")
-	f.Fuzz(func(t *testing.T, text string) {
-		dns, err := ParseResolvConf(strings.NewReader(text))
-		if err != nil {
-			return
-		}
-		if slices.Contains(dns.Searches, ".") || slices.Contains(dns.Servers, "") {
-			t.Errorf("got %v", dns)
-		}
-	})
-}
-
 func FuzzParseContainer(f *testing.F) {
 	f.Add("1f", "3", "30", `{"sleep":{"seconds":1}}`, `[{"containerPort":80}]`)
 	f.Fuzz(func(t *testing.T, hash, restarts, grace, preStop, ports string) {

@@ -70,17 +70,16 @@ func (rec *ContainerRecord) state() runtimeapi.ContainerState {
 	return runtimeapi.ContainerState_CONTAINER_CREATED
 }
 
-// update changes the record on disk and then in memory.
+// update changes the record.
 func (c *container) update(change func(*ContainerRecord)) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	rec := c.rec
-	change(&rec)
-	if err := writeRecord(c.dir, &rec); err != nil {
-		return err
-	}
-	c.rec = rec
-	return nil
+	return updateRecord(&c.mu, c.dir, &c.rec, change)
+}
+
+// resources are those in force. They are checked when a record is taken up, so
+// that they can be read here.
+func (rec *ContainerRecord) resources() *runtimeapi.LinuxContainerResources {
+	res, _ := unmarshalResources(rec.Resources)
+	return res
 }
 
 // letGo closes what the node holds of the container.
@@ -132,7 +131,7 @@ func (c *container) status() *runtimeapi.ContainerStatus {
 	for _, g := range rec.User.Groups {
 		st.User.Linux.SupplementalGroups = append(st.User.Linux.SupplementalGroups, int64(g))
 	}
-	if res := unmarshalResources(rec.Resources); res != nil {
+	if res := rec.resources(); res != nil {
 		st.Resources = &runtimeapi.ContainerResources{Linux: res}
 	}
 	return st

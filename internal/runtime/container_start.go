@@ -86,78 +86,101 @@ func (r *Runtime) startContainer(ctx context.Context, c *container) (err error) 
 	}()
 	var open closers
 	defer func() { open.close() }()
-
-	sc := c.config.GetLinux().GetSecurityContext()
-	if sc.GetPrivileged() && !c.sandbox.config.GetLinux().GetSecurityContext().GetPrivileged() {
-		return invalid("no privileged container allowed in sandbox")
-	}
-	if c.rootfs == nil { // made by an earlier node
-		if c.rootfs, err = r.mountRootfs(ctx, c); err != nil {
-			return err
-		}
-	}
-	devices, rules, err := containerDevices(c)
+	p, err := r.prepareStart(ctx, c, &undo, &open)
 	if err != nil {
 		return err
 	}
-	if err := r.makeGroup(c, rules, &undo); err != nil {
-		return err
-	}
-	fault.Point("start.cgroup")
-	spec, cio, err := r.containerSpec(ctx, c, devices, &open)
-	if err != nil {
-		return err
-	}
-	undo.add(func() { cio.closeFiles() })
-	place, err := openPlace(c.group, c.sandbox.userNS())
-	if err != nil {
-		return err
-	}
-	open.add(func() error { place.close(); return nil })
-	spec.CgroupProcs = place.procs
-	spec.CgroupNS = r.cfg.Cgroups.PrivateNamespace(sc.GetPrivileged())
-	if err := resolve.Targets(c.rootfs, spec.Mounts); err != nil {
-		return err
-	}
-	rcp, err := recipe.Container(*spec)
-	if err != nil {
-		return err
-	}
-	log, err := crilog.Open(c.rec.LogPath)
-	if err != nil {
-		return err
-	}
-	undo.add(func() { log.Close() })
-	flags, pidns, err := c.pidNamespace(r)
-	if err != nil {
-		return err
-	}
-	if pidns != nil {
-		open.add(pidns.Close)
-	}
-	flags |= unix.CLONE_NEWNS
 	fault.Point("start.prepared")
 	// The exit may be reported before Spawn returns: finish waits for op.
-	cio.start(log)
-	proc, err := conn.Spawn(ctx, pause.SpawnRequest{
-		ID: c.id, Cloneflags: flags, PIDNamespace: pidns, Cgroup: place.dir, Recipe: rcp, Keep: cio.keep(c.pts),
-	})
+	p.io.start(p.log)
+	proc, err := conn.Spawn(ctx, p.request)
 	if err != nil {
 		return err
 	}
 	fault.Point("start.spawned")
+	undo = nil
+	r.started(c, p, proc)
+	return nil
+}
+
+// preparedStart is all that a container's process is made of.
+type preparedStart struct {
+	request pause.SpawnRequest
+	recipe  *recipe.Recipe
+	io      *containerIO
+	log     *crilog.Log
+}
+
+// prepareStart makes and opens what the container's process needs: undo takes
+// back what was made should the start fail, open closes what pause has by then.
+func (r *Runtime) prepareStart(ctx context.Context, c *container, undo *undo, open *closers) (*preparedStart, error) {
+	privileged := c.config.GetLinux().GetSecurityContext().GetPrivileged()
+	if privileged && !c.sandbox.config.GetLinux().GetSecurityContext().GetPrivileged() {
+		return nil, invalid("no privileged container allowed in sandbox")
+	}
+	var err error
+	if c.rootfs == nil { // made by an earlier node
+		if c.rootfs, err = r.mountRootfs(ctx, c); err != nil {
+			return nil, err
+		}
+	}
+	devices, rules, err := containerDevices(c)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.makeGroup(c, rules, undo); err != nil {
+		return nil, err
+	}
+	fault.Point("start.cgroup")
+	spec, cio, err := r.containerSpec(ctx, c, devices, open)
+	if err != nil {
+		return nil, err
+	}
+	undo.add(func() { cio.closeFiles() })
+	place, err := openPlace(c.group, c.sandbox.userNS())
+	if err != nil {
+		return nil, err
+	}
+	open.add(func() error { place.close(); return nil })
+	spec.CgroupProcs = place.procs
+	spec.CgroupNS = r.cfg.Cgroups.PrivateNamespace(privileged)
+	if err := resolve.Targets(c.rootfs, spec.Mounts); err != nil {
+		return nil, err
+	}
+	rcp, err := recipe.Container(*spec)
+	if err != nil {
+		return nil, err
+	}
+	log, err := crilog.Open(c.rec.LogPath)
+	if err != nil {
+		return nil, err
+	}
+	undo.add(func() { log.Close() })
+	flags, pidns, err := c.pidNamespace(r)
+	if err != nil {
+		return nil, err
+	}
+	if pidns != nil {
+		open.add(pidns.Close)
+	}
+	return &preparedStart{recipe: rcp, io: cio, log: log, request: pause.SpawnRequest{
+		ID: c.id, Cloneflags: flags | unix.CLONE_NEWNS, PIDNamespace: pidns, Cgroup: place.dir, Recipe: rcp, Keep: cio.keep(c.pts),
+	}}, nil
+}
+
+// started takes note of a container's process.
+func (r *Runtime) started(c *container, p *preparedStart, proc *pause.Process) {
 	c.mu.Lock()
-	c.pidfd, c.io = proc.Pidfd, cio
+	c.pidfd, c.io = proc.Pidfd, p.io
 	c.rootfs.Close() // the container's mount namespace holds it now
 	c.rootfs = nil
 	c.mu.Unlock()
-	undo = nil
-	err = c.update(func(rec *ContainerRecord) {
+	err := c.update(func(rec *ContainerRecord) {
 		rec.StartedAt, rec.PID = time.Now(), proc.PID
 	})
 	if err != nil {
 		r.log.Error("recording a started container", "container", c.id, "error", err)
-		return nil // it runs; a later node finds it in pause's list
+		return // it runs; a later node finds it in pause's list
 	}
 	fault.Point("start.recorded")
 	// For people, who can wait: printing takes longer than most steps.
@@ -165,10 +188,9 @@ func (r *Runtime) startContainer(ctx context.Context, c *container) (err error) 
 		c.op.Lock()
 		defer c.op.Unlock()
 		if !c.gone {
-			r.keepRecipe(c.dir, rcp)
+			r.keepRecipe(c.dir, p.recipe)
 		}
 	})
-	return nil
 }
 
 // keepRecipe writes the printed recipe where anatomy finds it.
@@ -180,7 +202,7 @@ func (r *Runtime) keepRecipe(dir string, rcp *recipe.Recipe) {
 
 // makeGroup makes the container's cgroup.
 func (r *Runtime) makeGroup(c *container, rules []cgroup.DeviceRule, undo *undo) error {
-	res := cgroup.FromCRI(unmarshalResources(c.rec.Resources))
+	res := cgroup.FromCRI(c.rec.resources())
 	res.Devices = rules
 	res.AllDevices = c.config.GetLinux().GetSecurityContext().GetPrivileged()
 	if err := c.group.Create(res); err != nil {

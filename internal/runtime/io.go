@@ -97,16 +97,10 @@ func newPipeIO(wantStdin bool) (_ *containerIO, _ *stdio, err error) {
 
 // newTTYIO makes the node's end of a terminal from the pty's master.
 func newTTYIO(master *os.File) (*containerIO, error) {
-	// The descriptor goes over to a file that the poller serves.
-	fd, err := unix.FcntlInt(master.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	f, err := pollable(master)
 	if err != nil {
-		return nil, fmt.Errorf("duplicating the terminal: %w", err)
+		return nil, err
 	}
-	if err := unix.SetNonblock(fd, true); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("terminal: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "ptmx")
 	return &containerIO{stdin: f, stdout: f, master: true}, nil
 }
 
@@ -126,26 +120,22 @@ func (c *containerIO) keep(pts *os.File) []*os.File {
 
 // restoreIO rebuilds the node's end from what pause kept, devpts left out. An
 // input that was closed is no longer among it.
-func restoreIO(kept []*os.File, tty bool) (*containerIO, error) {
-	if n := len(kept); tty && n != 1 || !tty && n != 2 && n != 3 {
-		for _, f := range kept {
-			f.Close()
+func restoreIO(kept []*os.File, tty bool) (_ *containerIO, err error) {
+	defer func() {
+		if err != nil {
+			for _, f := range kept {
+				f.Close() // those taken over by pollable are closed already, which does no harm
+			}
 		}
+	}()
+	if n := len(kept); tty && n != 1 || !tty && n != 2 && n != 3 {
 		return nil, fmt.Errorf("pause kept %d descriptors, which are not a container's streams", n)
 	}
 	for i, f := range kept {
-		// Fd() makes a file blocking again; O_NONBLOCK lives in the open file,
-		// so it is still set from before and the poller takes it once more.
-		if err := unix.SetNonblock(int(f.Fd()), true); err != nil {
+		if kept[i], err = pollable(f); err != nil {
+			kept[i] = f
 			return nil, err
 		}
-		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
-		if err != nil {
-			return nil, err
-		}
-		unix.SetNonblock(fd, true)
-		f.Close()
-		kept[i] = os.NewFile(uintptr(fd), f.Name())
 	}
 	if tty {
 		return &containerIO{stdin: kept[0], stdout: kept[0], master: true}, nil
@@ -155,6 +145,23 @@ func restoreIO(kept []*os.File, tty bool) (*containerIO, error) {
 		c.stdin = kept[2]
 	}
 	return c, nil
+}
+
+// pollable turns a file into one that the poller serves; on error it is left
+// as it was.
+func pollable(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, fmt.Errorf("duplicating a stream: %w", err)
+	}
+	// Fd() has made the file blocking, and O_NONBLOCK lives in what both share.
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("a stream: %w", err)
+	}
+	next := os.NewFile(uintptr(fd), f.Name())
+	f.Close()
+	return next, nil
 }
 
 // start begins copying to log.

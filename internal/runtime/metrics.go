@@ -194,7 +194,7 @@ func (s *sandbox) networkMetrics(pod *sink) error {
 func (r *Runtime) containerMetrics(c *container, now time.Time) (*runtimeapi.ContainerMetrics, error) {
 	m := c.sandbox.config.Metadata
 	c.mu.Lock()
-	started, pid, resources := c.rec.StartedAt, c.rec.PID, unmarshalResources(c.rec.Resources)
+	started, pid, resources := c.rec.StartedAt, c.rec.PID, c.rec.resources()
 	c.mu.Unlock()
 	image := c.config.Image.UserSpecifiedImage
 	if image == "" {

@@ -172,6 +172,9 @@ func (r *Runtime) adoptContainer(ctx context.Context, rec ContainerRecord, held 
 		c := &container{id: rec.ID, dir: filepath.Join(r.cfg.Run, "containers", rec.ID), layer: filepath.Join(r.cfg.Root, "containers", rec.ID)}
 		return r.eraseUnfinished(ctx, c)
 	}
+	if _, err := unmarshalResources(rec.Resources); err != nil {
+		return err
+	}
 	c := newContainer(r, s, rec, config)
 	if c.group, err = s.group.Child(rec.ID); err != nil {
 		return err
@@ -213,10 +216,11 @@ func (c *container) resume(ch pause.Child) error {
 	if err != nil {
 		return err
 	}
-	log, err := crilog.Open(c.rec.LogPath)
+	// Containers may write to the log's directory, by a hostPath of theirs: what
+	// one has done there is no reason not to serve the others.
+	log, err := crilog.Resume(c.rec.LogPath)
 	if err != nil {
-		cio.closeFiles()
-		return err
+		c.sandbox.r.log.Error("a container goes on without a log until it is rotated", "pod", podName(c.sandbox), "container", c.config.Metadata.Name, "id", c.id, "error", err)
 	}
 	cio.start(log)
 	c.io = cio

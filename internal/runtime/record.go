@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -110,6 +111,20 @@ func writeRecord(dir string, rec any) error {
 	return nil
 }
 
+// updateRecord changes a record on disk, in dir, and then in memory, where mu
+// guards it.
+func updateRecord[T any](mu *sync.Mutex, dir string, rec *T, change func(*T)) error {
+	mu.Lock()
+	defer mu.Unlock()
+	next := *rec
+	change(&next)
+	if err := writeRecord(dir, &next); err != nil {
+		return err
+	}
+	*rec = next
+	return nil
+}
+
 // ReadSandboxRecords returns the records of every sandbox below run. It may
 // be called by another process than the node, which only reads.
 func ReadSandboxRecords(run string) ([]*SandboxRecord, error) {
@@ -167,13 +182,14 @@ func unmarshalContainerConfig(raw json.RawMessage) (*runtimeapi.ContainerConfig,
 	return c, protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(raw, c)
 }
 
-func unmarshalResources(raw json.RawMessage) *runtimeapi.LinuxContainerResources {
+// unmarshalResources are nil when the record has none.
+func unmarshalResources(raw json.RawMessage) (*runtimeapi.LinuxContainerResources, error) {
 	if len(raw) == 0 {
-		return nil
+		return nil, nil
 	}
 	res := &runtimeapi.LinuxContainerResources{}
 	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(raw, res); err != nil {
-		return nil
+		return nil, fmt.Errorf("the record's resources are damaged: %w", err)
 	}
-	return res
+	return res, nil
 }

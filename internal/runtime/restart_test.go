@@ -2,7 +2,9 @@ package runtime
 
 import (
 	"context"
+	"encoding/json"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -54,5 +56,97 @@ func TestRestart(t *testing.T) {
 		if left, _ := os.ReadDir(dir); len(left) > 0 {
 			t.Errorf("%s still holds %v", dir, left)
 		}
+	}
+}
+
+// A container whose log was replaced by a link keeps no node from starting: it
+// goes on, nothing is written where the link leads, and the next rotation
+// gives it a log again.
+func TestRestartLogReplaced(t *testing.T) {
+	w := newWorld(t)
+	p := w.pod("r")
+	id := p.start("talks", []string{"sh", "-c", "while true; do echo tick; sleep 0.02; done"})
+	log := w.status(id).LogPath
+	elsewhere := t.TempDir() + "/elsewhere"
+	w.stop()
+	if err := os.Remove(log); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(elsewhere, log); err != nil {
+		t.Fatal(err)
+	}
+	w.open()
+	if st := w.status(id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Fatalf("it is %s", st.State)
+	}
+	if out, code := w.exec(id, "echo", "in"); code != 0 || out != "in\n" {
+		t.Errorf("exec: %q, %d", out, code)
+	}
+	reopen := func() error {
+		_, err := w.ReopenContainerLog(context.Background(), &runtimeapi.ReopenContainerLogRequest{ContainerId: id})
+		return err
+	}
+	if err := reopen(); err == nil {
+		t.Error("the log is a link and was opened")
+	}
+	if err := os.Remove(log); err != nil {
+		t.Fatal(err)
+	}
+	if err := reopen(); err != nil {
+		t.Fatal(err)
+	}
+	for !strings.Contains(w.output(id), "tick\n") {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if _, err := os.Lstat(elsewhere); err == nil {
+		t.Error("something was written where the link leads")
+	}
+	w.clear()
+}
+
+// A record whose resources can't be read is damaged, not one without.
+func TestDamagedResources(t *testing.T) {
+	for raw, want := range map[string]bool{"": true, `{"cpuShares":"2"}`: true, `{"cpuShares":`: false, `{"cpuShares":{}}`: false, `7`: false} {
+		if _, err := unmarshalResources(json.RawMessage(raw)); (err == nil) != want {
+			t.Errorf("%q: %v", raw, err)
+		}
+	}
+}
+
+// What pause kept and is no container's streams leaks nothing.
+func TestRestoreIO(t *testing.T) {
+	open := func(n int) (files []*os.File) {
+		for range n {
+			f, err := os.Open("/dev/null")
+			if err != nil {
+				t.Fatal(err)
+			}
+			files = append(files, f)
+		}
+		return files
+	}
+	closed := func(files []*os.File) bool {
+		for _, f := range files {
+			if f.Close() == nil {
+				return false
+			}
+		}
+		return true
+	}
+	for _, c := range []struct {
+		n   int
+		tty bool
+	}{{0, false}, {1, false}, {4, false}, {0, true}, {2, true}} {
+		files := open(c.n)
+		if _, err := restoreIO(files, c.tty); err == nil || !closed(files) {
+			t.Errorf("%d descriptors, tty %v: %v", c.n, c.tty, err)
+		}
+	}
+	// One that can't be duplicated: those before and after it are closed.
+	files := open(3)
+	files[1].Close()
+	mine := []*os.File{files[0], files[2]}
+	if _, err := restoreIO(files, false); err == nil || !closed(mine) {
+		t.Errorf("a descriptor that is none: %v", err)
 	}
 }

@@ -77,16 +77,9 @@ func (s *sandbox) userNS() bool {
 	return u != nil && u.Mode == runtimeapi.NamespaceMode_POD && len(u.Uids) > 0
 }
 
+// update changes the record.
 func (s *sandbox) update(change func(*SandboxRecord)) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	rec := s.rec
-	change(&rec)
-	if err := writeRecord(s.dir, &rec); err != nil {
-		return err
-	}
-	s.rec = rec
-	return nil
+	return updateRecord(&s.mu, s.dir, &s.rec, change)
 }
 
 // live returns the connection to the sandbox's pause, or an error when the

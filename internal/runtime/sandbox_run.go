@@ -235,7 +235,7 @@ func (s *sandbox) writeFiles() error {
 	if err != nil {
 		return err
 	}
-	for name, content := range map[string][]byte{"hostname": []byte(hostname + "\n"), "hosts": hosts, "resolv.conf": []byte(dns.ResolvConf())} {
+	for name, content := range map[string][]byte{"hostname": []byte(hostname + "\n"), "hosts": hosts, "resolv.conf": []byte(dns.String())} {
 		// 0644: processes of any user in the pod read them; the directory
 		// above is 0700.
 		if err := os.WriteFile(filepath.Join(s.dir, name), content, 0o644); err != nil {

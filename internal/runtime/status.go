@@ -144,7 +144,7 @@ func (r *Runtime) UpdateContainerResources(ctx context.Context, req *runtimeapi.
 	if c.gone || state == runtimeapi.ContainerState_CONTAINER_EXITED {
 		return nil, fmt.Errorf("container %q has ended: %w", c.id, errdefs.ErrFailedPrecondition)
 	}
-	res := mergeResources(unmarshalResources(c.rec.Resources), req.GetLinux())
+	res := mergeResources(c.rec.resources(), req.GetLinux())
 	recorded, err := marshalConfig(res)
 	if err != nil {
 		return nil, err

@@ -35,15 +35,16 @@ type rule struct {
 const theLine = 4
 
 var house = map[string]rule{
-	"internal/sys":     {0, nil, "the ground: system calls, and nothing of ours"},
-	"internal/version": {0, nil, "a string"},
-	"internal/fault":   {0, nil, "names points in other packages, and knows none of them"},
-	"internal/klogs":   {0, nil, "turns log lines; knows who writes none of them"},
+	"internal/sys":        {0, nil, "the ground: system calls, and nothing of ours"},
+	"internal/version":    {0, nil, "a string"},
+	"internal/resolvconf": {0, nil, "a file format that both halves read"},
+	"internal/fault":      {0, nil, "names points in other packages, and knows none of them"},
+	"internal/klogs":      {0, nil, "turns log lines; knows who writes none of them"},
 
 	"internal/recipe":   {1, []string{"internal/sys"}, "says how a container is made; does nothing itself"},
 	"internal/cgroup":   {1, []string{"internal/sys"}, "owns control groups only"},
 	"internal/security": {1, []string{"internal/sys"}, "turns policy into capability sets and filters"},
-	"internal/network":  {1, []string{"internal/sys"}, "owns the bridge, addresses and ports only"},
+	"internal/network":  {1, []string{"internal/sys", "internal/resolvconf"}, "owns the bridge, addresses and ports only"},
 	"internal/image":    {1, []string{"internal/sys"}, "owns images; a container is an owner's name to it"},
 	"internal/device":   {1, []string{"internal/sys"}, "finds device nodes; knows no container"},
 	"internal/crilog":   {1, nil, "writes log files; knows no container"},
@@ -59,7 +60,7 @@ var house = map[string]rule{
 	"internal/pki":         {5, nil, "keys and certificates; knows neither who serves nor who stores"},
 	"internal/lifecycle":   {5, nil, "pure: decides, never does"},
 	"internal/timeline":    {5, nil, "pure: tells what the API's types say, whoever watched"},
-	"internal/podspec":     {5, nil, "pure: a Pod in the CRI's words"},
+	"internal/podspec":     {5, []string{"internal/resolvconf"}, "pure: a Pod in the CRI's words"},
 	"internal/probe":       {5, []string{"internal/cri"}, "asks a container how it is, through the CRI"},
 	"internal/volume":      {5, []string{"internal/sys"}, "files on disk; the runtime mounts them"},
 	"internal/store":       {5, nil, "the API's objects on disk; knows no Pod and no node"},
