@@ -35,6 +35,9 @@ func (r *Runtime) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	if err := checkContainer(config); err != nil {
 		return nil, err
 	}
+	if err := r.checkProfiles(config); err != nil {
+		return nil, fmt.Errorf("failed to create container %q: %w", config.Metadata.Name, err)
+	}
 	if _, err := s.live(); err != nil {
 		return nil, err
 	}

@@ -122,7 +122,10 @@ func (r *Runtime) secure(p *recipe.Process, config *runtimeapi.ContainerConfig, 
 }
 
 func (r *Runtime) seccompProgram(sc *runtimeapi.LinuxContainerSecurityContext, sets caps.Sets) (*seccomp.Program, error) {
-	profile := sc.GetSeccomp()
+	profile, err := seccompProfile(sc)
+	if err != nil {
+		return nil, err
+	}
 	if sc.GetPrivileged() || profile == nil {
 		return nil, nil
 	}
@@ -148,22 +151,71 @@ func (r *Runtime) seccompProgram(sc *runtimeapi.LinuxContainerSecurityContext, s
 // appArmorProfile returns the name of the profile to enter at exec, "" for
 // none.
 func appArmorProfile(sc *runtimeapi.LinuxContainerSecurityContext) (string, error) {
-	profile := sc.GetApparmor()
+	//lint:ignore SA1019 it is what an older client says
+	profile, err := namedProfile(sc.GetApparmor(), sc.GetApparmorProfile())
+	if err != nil {
+		return "", fmt.Errorf("AppArmor: %w", err)
+	}
 	if !apparmor.Enabled() {
-		if profile.GetProfileType() == runtimeapi.SecurityProfile_Localhost && profile != nil {
+		if profile != nil && profile.ProfileType == runtimeapi.SecurityProfile_Localhost {
 			return "", fmt.Errorf("AppArmor profile %q: AppArmor is not enabled on this machine", profile.LocalhostRef)
 		}
 		return "", nil
 	}
-	if sc.GetPrivileged() {
-		return "", nil
-	}
 	switch {
 	case profile == nil || profile.ProfileType == runtimeapi.SecurityProfile_RuntimeDefault:
+		if sc.GetPrivileged() {
+			return "", nil
+		}
 		return apparmor.EnsureDefault()
 	case profile.ProfileType == runtimeapi.SecurityProfile_Unconfined:
 		return "", nil
 	}
 	name := strings.TrimPrefix(profile.LocalhostRef, "localhost/")
 	return name, apparmor.EnsureLoaded(name)
+}
+
+func seccompProfile(sc *runtimeapi.LinuxContainerSecurityContext) (*runtimeapi.SecurityProfile, error) {
+	//lint:ignore SA1019 it is what an older client says
+	profile, err := namedProfile(sc.GetSeccomp(), sc.GetSeccompProfilePath())
+	if err != nil {
+		return nil, fmt.Errorf("seccomp: %w", err)
+	}
+	return profile, nil
+}
+
+// namedProfile is the profile that a request names, nil for none: in its own
+// field or, as older clients do, by a string.
+func namedProfile(profile *runtimeapi.SecurityProfile, old string) (*runtimeapi.SecurityProfile, error) {
+	if profile != nil || old == "" {
+		return profile, nil
+	}
+	name, local := strings.CutPrefix(old, "localhost/")
+	switch {
+	case local:
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: name}, nil
+	case old == "runtime/default" || old == "docker/default":
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}, nil
+	case old == "unconfined":
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}, nil
+	}
+	return nil, invalid("profile %q is none of runtime/default, unconfined and localhost/NAME", old)
+}
+
+// checkProfiles finds what is wrong with the profiles that a request names,
+// before anything is made for it.
+func (r *Runtime) checkProfiles(config *runtimeapi.ContainerConfig) error {
+	sc := config.GetLinux().GetSecurityContext()
+	if _, err := appArmorProfile(sc); err != nil {
+		return err
+	}
+	profile, err := seccompProfile(sc)
+	if err != nil {
+		return err
+	}
+	if profile.GetProfileType() != runtimeapi.SecurityProfile_Localhost {
+		return nil // the default's program is there, and takes time to make
+	}
+	_, err = r.seccompProgram(sc, caps.Sets{})
+	return err
 }

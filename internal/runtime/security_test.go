@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"unipod.dev/unipod/internal/security"
+	"unipod.dev/unipod/internal/security/apparmor"
 )
 
 type (
@@ -183,12 +184,48 @@ func TestSeccomp(t *testing.T) {
 	if out, _ := w.exec(id, "sh", "-c", "grep Seccomp: /proc/self/status | cut -f2; unshare -U true 2>/dev/null || echo refused"); out != "2\nrefused\n" {
 		t.Errorf("exec: %q", out)
 	}
-	id, err := p.create("missing", nil, profile(runtimeapi.SecurityProfile_Localhost, file+".none"))
-	if err == nil {
-		_, err = w.StartContainer(context.Background(), &runtimeapi.StartContainerRequest{ContainerId: id})
+	// By a string, as older clients say it.
+	old := func(path string) containerMod {
+		return secured(func(sc *runtimeapi.LinuxContainerSecurityContext) {
+			//lint:ignore SA1019 it is what is tried
+			sc.SeccompProfilePath = path
+		})
 	}
+	p.check(t, look, "2 made", old("runtime/default"))
+	p.check(t, look, "2 unshared", old("localhost/"+file))
+	p.check(t, look, "0 unshared made", old("unconfined"))
+	p.check(t, look, "0 unshared made", old("runtime/default"), profile(runtimeapi.SecurityProfile_Unconfined, ""))
+	p.refused(t, "none of runtime/default", old("strict"))
+
+	// Its creation fails, not its start.
+	_, err := p.create("missing", nil, profile(runtimeapi.SecurityProfile_Localhost, file+".none"))
 	if err == nil || !strings.Contains(err.Error(), "profile.json.none") {
 		t.Errorf("a profile that isn't there: %v", err)
+	}
+}
+
+// What there is of AppArmor on a machine without it: a profile that is named
+// must not be forgotten, by whichever field.
+func TestAppArmorProfiles(t *testing.T) {
+	if apparmor.Enabled() {
+		t.Skip("critest's cases try them where AppArmor is; see test/vm/apparmor.sh")
+	}
+	w := newWorld(t)
+	p := w.pod("apparmor")
+	profile := func(now *runtimeapi.SecurityProfile, old string) containerMod {
+		return secured(func(sc *runtimeapi.LinuxContainerSecurityContext) {
+			//lint:ignore SA1019 it is what is tried
+			sc.Apparmor, sc.ApparmorProfile = now, old
+		})
+	}
+	local := &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "localhost/mine"}
+	for _, refused := range []containerMod{profile(local, ""), profile(nil, "localhost/mine"), profile(local, "unconfined"), profile(nil, "mine")} {
+		if id, err := p.create("refused", nil, refused); err == nil || !strings.Contains(err.Error(), "AppArmor") {
+			t.Errorf("%s was made: %v", id, err)
+		}
+	}
+	for _, name := range []string{"", "runtime/default", "unconfined"} {
+		p.check(t, "echo up", "up", profile(nil, name))
 	}
 }
 
