@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/kubernetes"
@@ -17,6 +18,7 @@ import (
 	"unipod.dev/unipod/internal/pki"
 	"unipod.dev/unipod/internal/scheduler"
 	"unipod.dev/unipod/internal/store"
+	"unipod.dev/unipod/internal/sys"
 )
 
 // Start puts a cluster together and waits until it is ready. It ends with ctx,
@@ -81,12 +83,33 @@ func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 			}
 		})
 	})
+	c.group.Go(func() error { return c.settle(running) })
 	go func() {
 		c.err = ignoreCanceled(c.group.Wait())
 		stop(errClosed)
 		close(c.done)
 	}()
 	return c, nil
+}
+
+// settled are when, after the start, memory is given back that only the start
+// needed: soon, and once more when what the first clients made has gone too.
+var settled = []time.Duration{5 * time.Second, 30 * time.Second}
+
+func (c *Cluster) settle(ctx context.Context) error {
+	for _, after := range settled {
+		timer := c.cfg.Clock.NewTimer(after)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C():
+		}
+		if err := sys.Trim(); err != nil {
+			c.cfg.Log.Debug("giving memory back", "err", err)
+		}
+	}
+	return nil
 }
 
 // ignoreCanceled leaves out that a part ended because it was told to.

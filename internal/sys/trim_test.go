@@ -1,0 +1,34 @@
+package sys
+
+import "testing"
+
+func TestProgramPages(t *testing.T) {
+	const exe = "/usr/local/bin/unipod"
+	for line, want := range map[string]bool{
+		"00400000-0452f000 r-xp 00000000 fe:00 1                  " + exe:       true,
+		"0452f000-09109000 r--p 0412f000 fe:00 1                  " + exe:       true,
+		"09109000-09278000 rw-p 08d09000 fe:00 1                  " + exe:       false, // written to
+		"00400000-0452f000 r-xs 00000000 fe:00 1                  " + exe:       false,
+		"7f2bf2920000-7f2bf2d00000 r-xp 00000000 fe:00 2          /lib/ld-x.so": false,
+		"00400000-0452f000 r-xp 00000000 fe:00 1 " + exe + " (deleted)":         true, // the file is still what was started
+		"7f2bf2920000-7f2bf2d00000 rw-p 00000000 00:00 0 ":                      false,
+		"0452f000-00400000 r-xp 00000000 fe:00 1                  " + exe:       false,
+		"no-address r-xp 00000000 fe:00 1                         " + exe:       false,
+		"": false,
+		"00400000-0452f000 r-xp 00000000 fe:00 1                  " + exe + "-old": false,
+	} {
+		start, end, ok := programPages(line, exe)
+		if ok != want || ok && (start == 0 || end <= start) {
+			t.Errorf("%q: %#x %#x %v", line, start, end, ok)
+		}
+	}
+}
+
+// What was given back is there again when it is needed.
+func TestTrim(t *testing.T) {
+	for range 3 {
+		if err := Trim(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
