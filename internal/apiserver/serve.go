@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -32,8 +33,9 @@ const (
 func (s *Server) Serve(ctx context.Context, l net.Listener, certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)) error {
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	short := &underway{idle: make(chan struct{})}
 	srv := &http.Server{
-		Handler:           s.handler,
+		Handler:           s.counting(short),
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
@@ -66,9 +68,13 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, certificate func(*tl
 	// Shutdown waits for every request, and watches have no end of their own.
 	timeout, done := context.WithTimeout(base, drain)
 	defer done()
+	short.drain()
 	go func() {
-		s.config.NonLongRunningRequestWaitGroup.Wait()
-		cancel()
+		select {
+		case <-short.idle:
+			cancel()
+		case <-timeout.Done():
+		}
 	}()
 	if err := srv.Shutdown(timeout); err != nil {
 		srv.Close()
@@ -77,4 +83,55 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, certificate func(*tl
 		return fmt.Errorf("the API's listener %s: %w", l.Addr(), err)
 	}
 	return nil
+}
+
+// counting counts the requests of one listener that end by themselves.
+// Upstream's own count is of the whole server, and refuses requests after it
+// was waited for: this process's go on when a listener ends.
+func (s *Server) counting(short *underway) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		info, err := s.config.RequestInfoResolver.NewRequestInfo(req)
+		if err != nil || !s.config.LongRunningFunc(req, info) {
+			defer short.enter()()
+		}
+		s.handler.ServeHTTP(w, req)
+	})
+}
+
+// underway counts, and tells when nothing is left after it was told to.
+type underway struct {
+	mu       sync.Mutex
+	n        int
+	draining bool
+	idle     chan struct{}
+}
+
+func (u *underway) enter() (leave func()) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.n++
+	return func() {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		u.n--
+		u.tell()
+	}
+}
+
+func (u *underway) drain() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.draining = true
+	u.tell()
+}
+
+func (u *underway) tell() {
+	if !u.draining || u.n > 0 {
+		return
+	}
+	select {
+	case <-u.idle:
+	default:
+		close(u.idle)
+	}
 }
