@@ -7,6 +7,8 @@ import (
 	"time"
 
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
+
+	"unipod.dev/unipod/internal/apiserver/inproc"
 )
 
 const (
@@ -25,7 +27,7 @@ const (
 func withPatience(handler http.Handler, patience time.Duration) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		info, ok := apirequest.RequestInfoFrom(req.Context())
-		if isLoopback(req.Context()) || ok && streams(info) {
+		if inproc.Here(req.Context()) || ok && streams(info) {
 			handler.ServeHTTP(w, req)
 			return
 		}

@@ -352,7 +352,11 @@ func TestSlowWatch(t *testing.T) {
 				ended = ev.Object.(*metav1.Status)
 				continue
 			}
-			p := ev.Object.(kruntime.CacheableObject).GetObject().(*example.Pod)
+			obj := ev.Object
+			if shared, ok := obj.(kruntime.CacheableObject); ok {
+				obj = shared.GetObject()
+			}
+			p := obj.(*example.Pod)
 			if next := fmt.Sprint(mustParse(t, last) + 1); p.ResourceVersion != next {
 				t.Fatalf("%s after %s", p.ResourceVersion, last)
 			}
