@@ -6,6 +6,7 @@
 #   make test-containerd   play the scenarios with containerd as the runtime
 #   make test-cri   run critest, the CRI's conformance tool
 #   make test-kubelet   run static pods under a real kubelet
+#   make test-operator   an operator and helm charts by others, on the API
 #   make demo       play the example pod
 #   make bench      measure it, beside the floor and the peers installed here
 #   make fuzz       fuzz every parser of foreign input (FUZZTIME=10s each)
@@ -30,7 +31,7 @@ LDFLAGS := -s -w -X unipod.dev/unipod/internal/version.Version=$(VERSION) \
 	$(call kube,gitCommit=$(VERSION)) $(call kube,gitTreeState=clean) $(call kube,buildDate=$(shell git log -1 --format=%cd --date=format:%Y-%m-%dT%H:%M:%SZ 2>/dev/null || echo 1970-01-01T00:00:00Z))
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: all pause build arm64 test test-faults test-containerd test-cri test-kubelet test-arm64 demo bench figures fuzz lint install uninstall clean
+.PHONY: all pause build arm64 test test-faults test-containerd test-cri test-kubelet test-operator test-arm64 demo bench figures fuzz lint install uninstall clean
 
 all: build
 
@@ -72,6 +73,11 @@ test-cri: build
 test-kubelet: build
 	@scripts/deps.sh kubelet
 	$(SUDO) env PATH="$$PATH" test/kubelet/run.sh bin/unipod
+
+# An operator and helm charts by others, against the API of `unipod serve`.
+test-operator: build
+	@scripts/deps.sh operator
+	$(SUDO) env PATH="$$PATH" test/operator/run.sh bin/unipod
 
 # pause's arm64 program under qemu-user, driven by the Go client.
 test-arm64:

@@ -15,6 +15,7 @@ packages_for() {
 	test) echo gcc libc6-dev make busybox-static docker-registry iproute2 nftables procps jq curl gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static ;;
 	containerd) echo containerd runc containernetworking-plugins ;;
 	fuzz) echo clang libclang-rt-14-dev ;;
+	operator) echo busybox-static docker-registry skopeo jq curl iproute2 util-linux ;;
 	cri) echo jq curl util-linux ;;
 	kubelet) echo busybox-static jq curl iproute2 procps util-linux ;;
 	lint) echo shellcheck ;;

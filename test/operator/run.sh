@@ -19,7 +19,7 @@ if [ -z "${OPERATOR_INSIDE:-}" ]; then
 	examples=$(cd "$here/tools" && go list -m -f '{{.Dir}}' k8s.io/sample-controller)/artifacts/examples
 	mkdir -p /etc/unipod
 	# A network and mounts of its own, so that nothing of the machine is touched.
-	OPERATOR_INSIDE=1 EXAMPLES=$examples PATH=$bin:$PATH exec unshare -n -m --propagation slave "$0" "$unipod"
+	OPERATOR_INSIDE=1 OPERATOR_EXAMPLES=$examples PATH=$bin:$PATH exec unshare -n -m --propagation slave "$0" "$unipod"
 fi
 
 ip link set lo up
@@ -80,11 +80,11 @@ none() { [ -z "$(k get "$1" -n "$2" -o name)" ]; }
 
 echo "=== sample-controller"
 k create namespace demo
-k apply -f "$EXAMPLES/crd-status-subresource.yaml"
+k apply -f "$OPERATOR_EXAMPLES/crd-status-subresource.yaml"
 k wait --for=condition=Established crd/foos.samplecontroller.k8s.io --timeout=30s
 sample-controller -kubeconfig "$KUBECONFIG" >"$work/operator.log" 2>&1 &
 children+=($!)
-k apply -n demo -f "$EXAMPLES/example-foo.yaml"
+k apply -n demo -f "$OPERATOR_EXAMPLES/example-foo.yaml"
 until_true "the operator made its Deployment available" is foos.samplecontroller.k8s.io demo example-foo '{.status.availableReplicas}' 1
 k patch foo example-foo -n demo --type=merge -p '{"spec":{"replicas":3}}'
 until_true "the operator scaled it" is deployment demo example-foo '{.status.readyReplicas}' 3
