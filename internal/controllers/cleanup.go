@@ -2,7 +2,6 @@ package controllers
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"time"
 
@@ -22,6 +21,10 @@ const (
 	endedPods = 1000
 
 	deleters = 4 // objects and namespaces deleted at a time
+
+	// collectAfter is when the garbage collector starts. It lists all there is,
+	// and nothing waits for it: the first pods of a node that starts go first.
+	collectAfter = time.Second
 )
 
 // together is the loop that runs several.
@@ -36,37 +39,32 @@ func together(loops ...loop) loop {
 }
 
 func newGarbageCollector(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("generic-garbage-collector")
+	c, err := garbagecollector.NewGarbageCollector(ctx, s.client, s.metadata, s.mapper, nil, s.objects, s.started)
 	if err != nil {
 		return nil, err
 	}
-	c, err := garbagecollector.NewGarbageCollector(ctx, client, s.metadata, s.mapper, nil, s.objects, s.started)
-	if err != nil {
-		return nil, err
-	}
-	return together(
+	collect := together(
 		func(ctx context.Context) { c.Run(ctx, deleters, lookAgain) },
 		func(ctx context.Context) { c.Sync(ctx, s.served, lookAgain) },
-	), nil
+	)
+	return func(ctx context.Context) {
+		select {
+		case <-ctx.Done():
+		case <-time.After(collectAfter):
+			collect(ctx)
+		}
+	}, nil
 }
 
 func newNamespace(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("namespace-controller")
-	if err != nil {
-		return nil, err
-	}
 	// What a namespace holds is asked of the API, not of what is remembered: an
 	// object of a kind that was overlooked would be left behind for ever.
-	c := namespace.NewNamespaceController(ctx, client, s.metadata, client.Discovery().ServerPreferredNamespacedResources,
+	c := namespace.NewNamespaceController(ctx, s.client, s.metadata, s.client.Discovery().ServerPreferredNamespacedResources,
 		s.Informers.Core().V1().Namespaces(), 5*time.Minute, v1.FinalizerKubernetes)
 	return func(ctx context.Context) { c.Run(ctx, deleters) }, nil
 }
 
 func newPodGC(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("pod-garbage-collector")
-	if err != nil {
-		return nil, fmt.Errorf("pod gc: %w", err)
-	}
 	core := s.Informers.Core().V1()
-	return podgc.NewPodGC(ctx, client, core.Pods(), core.Nodes(), endedPods).Run, nil
+	return podgc.NewPodGC(ctx, s.client, core.Pods(), core.Nodes(), endedPods).Run, nil
 }

@@ -22,7 +22,6 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
-	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -68,57 +67,55 @@ func trim(obj any) (any, error) {
 	return obj, nil
 }
 
-// named is the configuration of one client. Nothing holds it back: it calls a
-// function of this process, whose filters are the API's own.
-func named(client *rest.Config, name string) *rest.Config {
-	c := rest.CopyConfig(client)
-	c.QPS, c.Burst, c.RateLimiter = -1, 0, nil
-	rest.AddUserAgent(c, name)
-	return c
-}
+// Agent is who the controllers are to the API: in its audit log, and as the
+// manager of the fields they write.
+const Agent = "kube-controller-manager"
 
-// A set is what controllers are made of.
+// A set is what controllers are made of. They share their clients: upstream's
+// have one each to be authorized each for its own, and to not hold each other
+// up, but here they call a function of this process, as one who may do all.
 type set struct {
 	Config
-	objects  informerfactory.InformerFactory // typed where something else watches the type, metadata otherwise
+	config   *rest.Config
+	client   kubernetes.Interface
 	metadata metadata.Interface
+	objects  informerfactory.InformerFactory // typed where something else watches the type, metadata otherwise
 	mapper   *restmapper.DeferredDiscoveryRESTMapper
 	served   *served
 	started  chan struct{} // closed once the informers are
-}
-
-func (s *set) config(name string) *rest.Config { return named(s.Client, name) }
-
-func (s *set) client(name string) (kubernetes.Interface, error) {
-	c, err := kubernetes.NewForConfig(s.config(name))
-	if err != nil {
-		return nil, fmt.Errorf("a client: %w", err)
-	}
-	return c, nil
 }
 
 func newSet(cfg Config) (*set, error) {
 	if cfg.Client == nil || cfg.Informers == nil || cfg.Log == nil {
 		return nil, errors.New("controllers need a client, informers and a logger")
 	}
-	objects, err := metadata.NewForConfig(named(cfg.Client, "metadata-informers"))
-	if err != nil {
+	s := &set{Config: cfg, config: rest.CopyConfig(cfg.Client), started: make(chan struct{})}
+	s.config.UserAgent = Agent
+	s.config.QPS, s.config.Burst, s.config.RateLimiter = -1, 0, nil
+	var err error
+	if s.client, err = kubernetes.NewForConfig(s.config); err != nil {
+		return nil, fmt.Errorf("a client: %w", err)
+	}
+	if s.metadata, err = metadata.NewForConfig(s.config); err != nil {
 		return nil, fmt.Errorf("a client for metadata: %w", err)
 	}
-	disc, err := discovery.NewDiscoveryClientForConfig(named(cfg.Client, "controller-discovery"))
-	if err != nil {
-		return nil, fmt.Errorf("a client for discovery: %w", err)
-	}
-	byMetadata := metadatainformer.NewSharedInformerFactoryWithOptions(objects, resync, metadatainformer.WithTransform(trim))
-	s := &set{
-		Config:   cfg,
-		objects:  informerfactory.NewInformerFactory(cfg.Informers, byMetadata),
-		metadata: objects,
-		mapper:   restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(disc)),
-		started:  make(chan struct{}),
-	}
-	s.served, err = newServed(disc, byMetadata, s.mapper.Reset)
+	byMetadata := metadatainformer.NewSharedInformerFactoryWithOptions(s.metadata, resync, metadatainformer.WithTransform(trim))
+	s.objects = informerfactory.NewInformerFactory(cfg.Informers, byMetadata)
+	s.mapper = restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(s.client.Discovery()))
+	s.served, err = newServed(s.client.Discovery(), byMetadata, s.mapper.Reset)
 	return s, err
+}
+
+// patience is how long the controllers together wait for what they watch.
+const patience = 2 * time.Second
+
+// synced waits until the shared informers know what there is. Every controller
+// does so for its own, but looks ten times a second only, which is longer than a
+// pod takes to start. If one never gets there, the others don't wait for it.
+func (s *set) synced(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	s.Informers.WaitForCacheSyncWithContext(ctx)
 }
 
 // Run runs the controllers until ctx is done, and returns when all have ended.
@@ -151,6 +148,7 @@ func Run(ctx context.Context, cfg Config) error {
 	cfg.Informers.StartWithContext(ctx)
 	s.objects.Start(ctx.Done())
 	close(s.started)
+	s.synced(ctx)
 	for _, loop := range loops {
 		running.Go(loop)
 	}

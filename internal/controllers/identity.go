@@ -8,6 +8,7 @@ import (
 	certificates "k8s.io/api/certificates/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apiserver/pkg/server/dynamiccertificates"
+	certificatesinformers "k8s.io/client-go/informers/certificates/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/controller/certificates/approver"
@@ -25,12 +26,8 @@ import (
 const signedFor = 365 * 24 * time.Hour
 
 func newServiceAccount(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("service-account-controller")
-	if err != nil {
-		return nil, err
-	}
 	core := s.Informers.Core().V1()
-	c, err := serviceaccountcontroller.NewServiceAccountsController(klog.FromContext(ctx), core.ServiceAccounts(), core.Namespaces(), client,
+	c, err := serviceaccountcontroller.NewServiceAccountsController(klog.FromContext(ctx), core.ServiceAccounts(), core.Namespaces(), s.client,
 		serviceaccountcontroller.DefaultServiceAccountsControllerOptions())
 	if err != nil {
 		return nil, err
@@ -42,16 +39,12 @@ func newServiceAccountToken(ctx context.Context, s *set) (loop, error) {
 	if s.AccountKey == nil {
 		return nil, nil
 	}
-	client, err := s.client("tokens-controller")
-	if err != nil {
-		return nil, err
-	}
 	tokens, err := serviceaccount.JWTTokenGenerator(serviceaccount.LegacyIssuer, s.AccountKey)
 	if err != nil {
 		return nil, fmt.Errorf("the key of service account tokens: %w", err)
 	}
 	core := s.Informers.Core().V1()
-	c, err := serviceaccountcontroller.NewTokensController(klog.FromContext(ctx), core.ServiceAccounts(), core.Secrets(), client,
+	c, err := serviceaccountcontroller.NewTokensController(klog.FromContext(ctx), core.ServiceAccounts(), core.Secrets(), s.client,
 		serviceaccountcontroller.TokensControllerOptions{TokenGenerator: tokens, RootCA: s.RootCA})
 	if err != nil {
 		return nil, err
@@ -60,12 +53,8 @@ func newServiceAccountToken(ctx context.Context, s *set) (loop, error) {
 }
 
 func newRootCAPublisher(_ context.Context, s *set) (loop, error) {
-	client, err := s.client("root-ca-cert-publisher")
-	if err != nil {
-		return nil, err
-	}
 	core := s.Informers.Core().V1()
-	c, err := rootcacertpublisher.NewPublisher(core.ConfigMaps(), core.Namespaces(), client, s.RootCA)
+	c, err := rootcacertpublisher.NewPublisher(core.ConfigMaps(), core.Namespaces(), s.client, s.RootCA)
 	if err != nil {
 		return nil, err
 	}
@@ -76,18 +65,14 @@ func newTrustBundlePublisher(_ context.Context, s *set) (loop, error) {
 	if len(s.RootCA) == 0 {
 		return nil, nil
 	}
-	client, err := s.client("kube-apiserver-serving-clustertrustbundle-publisher")
-	if err != nil {
-		return nil, err
-	}
-	if ok, err := servesTrustBundles(client); err != nil || !ok {
+	if ok, err := servesTrustBundles(s.client); err != nil || !ok {
 		return nil, err
 	}
 	ca, err := dynamiccertificates.NewStaticCAContent("kube-apiserver-serving", s.RootCA)
 	if err != nil {
 		return nil, fmt.Errorf("the root CA: %w", err)
 	}
-	c, err := clustertrustbundlepublisher.NewGAClusterTrustBundlePublisher("kubernetes.io/kube-apiserver-serving", ca, client)
+	c, err := clustertrustbundlepublisher.NewGAClusterTrustBundlePublisher("kubernetes.io/kube-apiserver-serving", ca, s.client)
 	if err != nil {
 		return nil, err
 	}
@@ -111,11 +96,7 @@ func servesTrustBundles(client kubernetes.Interface) (bool, error) {
 }
 
 func newClusterRoleAggregation(_ context.Context, s *set) (loop, error) {
-	client, err := s.client("clusterrole-aggregation-controller")
-	if err != nil {
-		return nil, err
-	}
-	c := clusterroleaggregation.NewClusterRoleAggregation(s.Informers.Rbac().V1().ClusterRoles(), client.RbacV1())
+	c := clusterroleaggregation.NewClusterRoleAggregation(s.Informers.Rbac().V1().ClusterRoles(), s.client.RbacV1())
 	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
 }
 
@@ -123,27 +104,15 @@ func newCSRSigning(ctx context.Context, s *set) (loop, error) {
 	if s.SigningCert == "" || s.SigningKey == "" {
 		return nil, nil
 	}
-	client, err := s.client("certificate-controller")
-	if err != nil {
-		return nil, err
-	}
 	requests := s.Informers.Certificates().V1().CertificateSigningRequests()
 	var loops []loop
-	for _, make := range []func(context.Context, kubernetes.Interface) (*signer.CSRSigningController, error){
-		func(ctx context.Context, c kubernetes.Interface) (*signer.CSRSigningController, error) {
-			return signer.NewKubeletServingCSRSigningController(ctx, c, requests, s.SigningCert, s.SigningKey, signedFor)
-		},
-		func(ctx context.Context, c kubernetes.Interface) (*signer.CSRSigningController, error) {
-			return signer.NewKubeletClientCSRSigningController(ctx, c, requests, s.SigningCert, s.SigningKey, signedFor)
-		},
-		func(ctx context.Context, c kubernetes.Interface) (*signer.CSRSigningController, error) {
-			return signer.NewKubeAPIServerClientCSRSigningController(ctx, c, requests, s.SigningCert, s.SigningKey, signedFor)
-		},
-		func(ctx context.Context, c kubernetes.Interface) (*signer.CSRSigningController, error) {
-			return signer.NewLegacyUnknownCSRSigningController(ctx, c, requests, s.SigningCert, s.SigningKey, signedFor)
-		},
+	for _, signs := range []func(context.Context, kubernetes.Interface, certificatesinformers.CertificateSigningRequestInformer, string, string, time.Duration) (*signer.CSRSigningController, error){
+		signer.NewKubeletServingCSRSigningController,
+		signer.NewKubeletClientCSRSigningController,
+		signer.NewKubeAPIServerClientCSRSigningController,
+		signer.NewLegacyUnknownCSRSigningController,
 	} {
-		c, err := make(ctx, client)
+		c, err := signs(ctx, s.client, requests, s.SigningCert, s.SigningKey, signedFor)
 		if err != nil {
 			return nil, fmt.Errorf("the signing authority: %w", err)
 		}
@@ -153,19 +122,11 @@ func newCSRSigning(ctx context.Context, s *set) (loop, error) {
 }
 
 func newCSRApproving(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("certificate-controller")
-	if err != nil {
-		return nil, err
-	}
-	c := approver.NewCSRApprovingController(ctx, client, s.Informers.Certificates().V1().CertificateSigningRequests())
+	c := approver.NewCSRApprovingController(ctx, s.client, s.Informers.Certificates().V1().CertificateSigningRequests())
 	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
 }
 
 func newCSRCleaner(_ context.Context, s *set) (loop, error) {
-	client, err := s.client("certificate-controller")
-	if err != nil {
-		return nil, err
-	}
-	c := cleaner.NewCSRCleanerController(client.CertificatesV1().CertificateSigningRequests(), s.Informers.Certificates().V1().CertificateSigningRequests())
+	c := cleaner.NewCSRCleanerController(s.client.CertificatesV1().CertificateSigningRequests(), s.Informers.Certificates().V1().CertificateSigningRequests())
 	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
 }

@@ -22,13 +22,9 @@ const (
 )
 
 func newNodeLifecycle(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("node-controller")
-	if err != nil {
-		return nil, err
-	}
 	core := s.Informers.Core().V1()
 	c, err := nodelifecycle.NewNodeLifecycleController(ctx, s.Informers.Coordination().V1().Leases(), core.Pods(), core.Nodes(),
-		s.Informers.Apps().V1().DaemonSets(), client, nodeLook, nodeStartup, nodeGrace, evictionRate, slowRate, largeCluster, unhealthy)
+		s.Informers.Apps().V1().DaemonSets(), s.client, nodeLook, nodeStartup, nodeGrace, evictionRate, slowRate, largeCluster, unhealthy)
 	if err != nil {
 		return nil, err
 	}
@@ -36,12 +32,8 @@ func newNodeLifecycle(ctx context.Context, s *set) (loop, error) {
 }
 
 func newTaintEviction(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("node-controller")
-	if err != nil {
-		return nil, err
-	}
 	core := s.Informers.Core().V1()
-	c, err := tainteviction.New(ctx, client, core.Pods(), core.Nodes(), names.TaintEvictionController)
+	c, err := tainteviction.New(ctx, s.client, core.Pods(), core.Nodes(), names.TaintEvictionController)
 	if err != nil {
 		return nil, err
 	}

@@ -13,31 +13,19 @@ import (
 const maxEndpoints = 100
 
 func newEndpoints(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("endpoint-controller")
-	if err != nil {
-		return nil, err
-	}
 	core := s.Informers.Core().V1()
-	c := endpoint.NewEndpointController(ctx, core.Pods(), core.Services(), core.Endpoints(), client, 0)
+	c := endpoint.NewEndpointController(ctx, core.Pods(), core.Services(), core.Endpoints(), s.client, 0)
 	return func(ctx context.Context) { c.Run(ctx, workers) }, nil
 }
 
 func newEndpointSlice(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("endpointslice-controller")
-	if err != nil {
-		return nil, err
-	}
 	core := s.Informers.Core().V1()
-	c := endpointslice.NewController(ctx, core.Pods(), core.Services(), core.Nodes(), s.Informers.Discovery().V1().EndpointSlices(), maxEndpoints, client, 0)
+	c := endpointslice.NewController(ctx, core.Pods(), core.Services(), core.Nodes(), s.Informers.Discovery().V1().EndpointSlices(), maxEndpoints, s.client, 0)
 	return func(ctx context.Context) { c.Run(ctx, workers) }, nil
 }
 
 func newEndpointSliceMirroring(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("endpointslicemirroring-controller")
-	if err != nil {
-		return nil, err
-	}
 	core := s.Informers.Core().V1()
-	c := endpointslicemirroring.NewController(ctx, core.Endpoints(), s.Informers.Discovery().V1().EndpointSlices(), core.Services(), 10*maxEndpoints, client, 0)
+	c := endpointslicemirroring.NewController(ctx, core.Endpoints(), s.Informers.Discovery().V1().EndpointSlices(), core.Services(), 10*maxEndpoints, s.client, 0)
 	return func(ctx context.Context) { c.Run(ctx, workers) }, nil
 }

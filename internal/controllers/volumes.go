@@ -16,8 +16,9 @@ import (
 )
 
 // rebind is how often claims without a volume are tried again: a volume that
-// appears wakes none of them. Upstream's default.
-const rebind = 15 * time.Second
+// appears wakes none of them, so who applies both in one file waits this long.
+// Upstream's 15 s are for thousands of volumes; these few cost a look at a cache.
+const rebind = 2 * time.Second
 
 // volumePlugins can reclaim volumes: hostPath deletes (below /tmp only, as
 // upstream's) and both recycle. local and what a provisioner of its own looks
@@ -35,13 +36,9 @@ func volumePlugins() []volume.VolumePlugin {
 }
 
 func newPersistentVolumeBinder(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("persistent-volume-binder")
-	if err != nil {
-		return nil, err
-	}
 	core := s.Informers.Core().V1()
 	c, err := persistentvolume.NewController(ctx, persistentvolume.ControllerParameters{
-		KubeClient:                client,
+		KubeClient:                s.client,
 		SyncPeriod:                rebind,
 		VolumePlugins:             volumePlugins(),
 		VolumeInformer:            core.PersistentVolumes(),
@@ -58,12 +55,8 @@ func newPersistentVolumeBinder(ctx context.Context, s *set) (loop, error) {
 }
 
 func newPVCProtection(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("pvc-protection-controller")
-	if err != nil {
-		return nil, err
-	}
 	core := s.Informers.Core().V1()
-	c, err := pvcprotection.NewPVCProtectionController(klog.FromContext(ctx), core.PersistentVolumeClaims(), core.Pods(), client)
+	c, err := pvcprotection.NewPVCProtectionController(klog.FromContext(ctx), core.PersistentVolumeClaims(), core.Pods(), s.client)
 	if err != nil {
 		return nil, err
 	}
@@ -71,11 +64,7 @@ func newPVCProtection(ctx context.Context, s *set) (loop, error) {
 }
 
 func newPVProtection(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("pv-protection-controller")
-	if err != nil {
-		return nil, err
-	}
-	c, err := pvprotection.NewPVProtectionController(klog.FromContext(ctx), s.Informers.Core().V1().PersistentVolumes(), client)
+	c, err := pvprotection.NewPVProtectionController(klog.FromContext(ctx), s.Informers.Core().V1().PersistentVolumes(), s.client)
 	if err != nil {
 		return nil, err
 	}
@@ -83,12 +72,8 @@ func newPVProtection(ctx context.Context, s *set) (loop, error) {
 }
 
 func newVACProtection(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("volumeattributesclass-protection-controller")
-	if err != nil {
-		return nil, err
-	}
 	core := s.Informers.Core().V1()
-	c, err := vacprotection.NewVACProtectionController(klog.FromContext(ctx), client, core.PersistentVolumeClaims(), core.PersistentVolumes(),
+	c, err := vacprotection.NewVACProtectionController(klog.FromContext(ctx), s.client, core.PersistentVolumeClaims(), core.PersistentVolumes(),
 		s.Informers.Storage().V1().VolumeAttributesClasses())
 	if err != nil {
 		return nil, err
@@ -97,12 +82,8 @@ func newVACProtection(ctx context.Context, s *set) (loop, error) {
 }
 
 func newEphemeralVolume(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("ephemeral-volume-controller")
-	if err != nil {
-		return nil, err
-	}
 	core := s.Informers.Core().V1()
-	c, err := ephemeral.NewController(ctx, client, core.Pods(), core.PersistentVolumeClaims())
+	c, err := ephemeral.NewController(ctx, s.client, core.Pods(), core.PersistentVolumeClaims())
 	if err != nil {
 		return nil, err
 	}

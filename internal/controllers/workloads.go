@@ -20,12 +20,8 @@ import (
 const workers = 2
 
 func newDeployment(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("deployment-controller")
-	if err != nil {
-		return nil, err
-	}
 	apps := s.Informers.Apps().V1()
-	c, err := deployment.NewDeploymentController(ctx, apps.Deployments(), apps.ReplicaSets(), s.Informers.Core().V1().Pods(), client)
+	c, err := deployment.NewDeploymentController(ctx, apps.Deployments(), apps.ReplicaSets(), s.Informers.Core().V1().Pods(), s.client)
 	if err != nil {
 		return nil, err
 	}
@@ -33,41 +29,25 @@ func newDeployment(ctx context.Context, s *set) (loop, error) {
 }
 
 func newReplicaSet(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("replicaset-controller")
-	if err != nil {
-		return nil, err
-	}
-	c := replicaset.NewReplicaSetController(ctx, s.Informers.Apps().V1().ReplicaSets(), s.Informers.Core().V1().Pods(), client, replicaset.BurstReplicas)
+	c := replicaset.NewReplicaSetController(ctx, s.Informers.Apps().V1().ReplicaSets(), s.Informers.Core().V1().Pods(), s.client, replicaset.BurstReplicas)
 	return func(ctx context.Context) { c.Run(ctx, workers) }, nil
 }
 
 func newReplication(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("replication-controller")
-	if err != nil {
-		return nil, err
-	}
 	core := s.Informers.Core().V1()
-	c := replication.NewReplicationManager(ctx, core.Pods(), core.ReplicationControllers(), client, replication.BurstReplicas)
+	c := replication.NewReplicationManager(ctx, core.Pods(), core.ReplicationControllers(), s.client, replication.BurstReplicas)
 	return func(ctx context.Context) { c.Run(ctx, workers) }, nil
 }
 
 func newStatefulSet(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("statefulset-controller")
-	if err != nil {
-		return nil, err
-	}
 	core, apps := s.Informers.Core().V1(), s.Informers.Apps().V1()
-	c := statefulset.NewStatefulSetController(ctx, core.Pods(), apps.StatefulSets(), core.PersistentVolumeClaims(), apps.ControllerRevisions(), client)
+	c := statefulset.NewStatefulSetController(ctx, core.Pods(), apps.StatefulSets(), core.PersistentVolumeClaims(), apps.ControllerRevisions(), s.client)
 	return func(ctx context.Context) { c.Run(ctx, workers) }, nil
 }
 
 func newDaemonSet(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("daemon-set-controller")
-	if err != nil {
-		return nil, err
-	}
 	core, apps := s.Informers.Core().V1(), s.Informers.Apps().V1()
-	c, err := daemon.NewDaemonSetsController(ctx, apps.DaemonSets(), apps.ControllerRevisions(), core.Pods(), core.Nodes(), client,
+	c, err := daemon.NewDaemonSetsController(ctx, apps.DaemonSets(), apps.ControllerRevisions(), core.Pods(), core.Nodes(), s.client,
 		flowcontrol.NewBackOff(time.Second, 15*time.Minute))
 	if err != nil {
 		return nil, err
@@ -76,12 +56,8 @@ func newDaemonSet(ctx context.Context, s *set) (loop, error) {
 }
 
 func newJob(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("job-controller")
-	if err != nil {
-		return nil, err
-	}
 	// Workloads and PodGroups are for a feature that is off (WorkloadWithJob).
-	c, err := job.NewController(ctx, client, s.Informers.Core().V1().Pods(), s.Informers.Batch().V1().Jobs(), nil, nil)
+	c, err := job.NewController(ctx, s.client, s.Informers.Core().V1().Pods(), s.Informers.Batch().V1().Jobs(), nil, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -89,12 +65,8 @@ func newJob(ctx context.Context, s *set) (loop, error) {
 }
 
 func newCronJob(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("cronjob-controller")
-	if err != nil {
-		return nil, err
-	}
 	batch := s.Informers.Batch().V1()
-	c, err := cronjob.NewControllerV2(ctx, batch.Jobs(), batch.CronJobs(), client)
+	c, err := cronjob.NewControllerV2(ctx, batch.Jobs(), batch.CronJobs(), s.client)
 	if err != nil {
 		return nil, err
 	}
@@ -102,10 +74,6 @@ func newCronJob(ctx context.Context, s *set) (loop, error) {
 }
 
 func newTTLAfterFinished(ctx context.Context, s *set) (loop, error) {
-	client, err := s.client("ttl-after-finished-controller")
-	if err != nil {
-		return nil, err
-	}
-	c := ttlafterfinished.New(ctx, s.Informers.Batch().V1().Jobs(), client)
+	c := ttlafterfinished.New(ctx, s.Informers.Batch().V1().Jobs(), s.client)
 	return func(ctx context.Context) { c.Run(ctx, workers) }, nil
 }

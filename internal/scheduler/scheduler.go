@@ -30,6 +30,10 @@ import (
 	"unipod.dev/unipod/internal/klogs"
 )
 
+// Agent is who the scheduler is to the API: in its audit log, and as the manager
+// of the fields it writes.
+const Agent = "kube-scheduler"
+
 // A Config says whose scheduler it is.
 type Config struct {
 	// Client reaches the API as one who may read everything and bind pods.
@@ -48,7 +52,7 @@ func Run(ctx context.Context, cfg Config) error {
 	// Nothing holds the client back: it calls a function of this process.
 	c := rest.CopyConfig(cfg.Client)
 	c.QPS, c.Burst, c.RateLimiter = -1, 0, nil
-	rest.AddUserAgent(c, "scheduler")
+	c.UserAgent = Agent
 	client, err := kubernetes.NewForConfig(c)
 	if err != nil {
 		return fmt.Errorf("the scheduler's client: %w", err)

@@ -1,0 +1,58 @@
+package controllers
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write docs/controllers.md anew")
+
+const doc = "../../docs/controllers.md"
+
+func table(used bool) string {
+	var b strings.Builder
+	b.WriteString("| controller | why |\n|---|---|\n")
+	for _, c := range All {
+		if c.Used() == used {
+			fmt.Fprintf(&b, "| %s | %s |\n", c.Name, c.Why)
+		}
+	}
+	return b.String()
+}
+
+// The document tells what the table says.
+func TestDocument(t *testing.T) {
+	want := `# Controllers
+
+unipod runs the controllers of kube-controller-manager v1.37, upstream's code unchanged, in the node's process. This is
+every one there is. (The list is ` + "`internal/controllers/table.go`" + `; a test compares it with upstream's, and this page with it.)
+
+## Used
+
+` + table(true) + `
+## Not used
+
+` + table(false) + `
+## What differs from a cluster
+
+- They are one client of the API, ` + "`kube-controller-manager`" + `, who may do everything.
+- Few workers each: a call to the API is a function call, and takes a millisecond.
+- Pods that have ended are kept up to 1,000 (12,500 in a cluster); claims without a volume are tried every 2 s (15 s).
+- The garbage collector and quotas learn of new kinds of objects by watching CustomResourceDefinitions instead of asking
+  for all resources twice a minute.
+- Errors that upstream's code mends by itself (conflicts, a cache that is a moment old) are logged at debug, others at
+  warning.
+`
+	if *update {
+		if err := os.WriteFile(doc, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(doc)
+	if err != nil || string(got) != want {
+		t.Errorf("%s doesn't tell what the table says (%v): go test ./internal/controllers -run TestDocument -update", doc, err)
+	}
+}
