@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -381,4 +382,115 @@ func TestMirror(t *testing.T) {
 	l.await("stray", "gone", nil)
 	l.engine.Delete("aaaa", nil)
 	l.await("static", "gone", nil)
+}
+
+// An author of the API can't pass a pod off as the node's own.
+func TestForgedMarks(t *testing.T) {
+	l := newLab(t, nil)
+	pod := l.pod("web", func(p *v1.Pod) {
+		p.Annotations = map[string]string{
+			"unipod.dev/manifests": "/etc/unipod/manifests", kubetypes.ConfigSourceAnnotationKey: kubetypes.FileSource, "example.com/kept": "yes",
+		}
+	})
+	l.await("web", "ready", isReady)
+	got, ok := l.engine.Get(pod.UID)
+	if !ok || got.Annotations["unipod.dev/manifests"] != "" || kubetypes.IsStaticPod(got) || got.Annotations["example.com/kept"] != "yes" {
+		t.Errorf("the engine's pod: %+v", got)
+	}
+}
+
+func (l *lab) configMap(name string, data map[string]string) {
+	l.t.Helper()
+	m := &v1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}, Data: data}
+	if _, err := api.CoreV1().ConfigMaps(l.ns).Create(l.t.Context(), m, metav1.CreateOptions{}); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+func needRoot(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("tmpfs volumes need root")
+	}
+}
+
+// file reads a file of a pod's volume.
+func (l *lab) file(uid types.UID, plugin, volume, name string) string {
+	text, _ := os.ReadFile(filepath.Join(l.dir, "pods", string(uid), "volumes", "kubernetes.io~"+plugin, volume, name))
+	return string(text)
+}
+
+// The volume every pod gets by admission: a token bound to the pod, the
+// authority's certificate, the namespace; and a ConfigMap that changes.
+func TestVolumes(t *testing.T) {
+	needRoot(t)
+	l := newLab(t, nil)
+	l.configMap("settings", map[string]string{"a": "1"})
+	pod := l.pod("web", func(p *v1.Pod) {
+		p.Spec.Volumes = []v1.Volume{
+			{Name: "access", VolumeSource: v1.VolumeSource{Projected: &v1.ProjectedVolumeSource{Sources: []v1.VolumeProjection{
+				{ServiceAccountToken: &v1.ServiceAccountTokenProjection{Path: "token", ExpirationSeconds: ptr.To[int64](3607)}},
+			}}}},
+			{Name: "settings", VolumeSource: v1.VolumeSource{ConfigMap: &v1.ConfigMapVolumeSource{LocalObjectReference: v1.LocalObjectReference{Name: "settings"}}}},
+		}
+		p.Spec.Containers[0].VolumeMounts = []v1.VolumeMount{{Name: "access", MountPath: "/access"}, {Name: "settings", MountPath: "/settings"}}
+	})
+	l.await("web", "ready", isReady)
+	token := l.file(pod.UID, "projected", "access", "token")
+	review, err := api.AuthenticationV1().TokenReviews().Create(t.Context(), &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token}}, metav1.CreateOptions{})
+	if err != nil || !review.Status.Authenticated || review.Status.User.Username != "system:serviceaccount:"+l.ns+":default" ||
+		len(review.Status.User.Extra["authentication.kubernetes.io/pod-uid"]) != 1 || review.Status.User.Extra["authentication.kubernetes.io/pod-uid"][0] != string(pod.UID) {
+		t.Errorf("the token: %+v (%v)", review.Status, err)
+	}
+	if got := l.file(pod.UID, "configmap", "settings", "a"); got != "1" {
+		t.Errorf("settings: %q", got)
+	}
+	m := &v1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "settings"}, Data: map[string]string{"a": "2"}}
+	if _, err := api.CoreV1().ConfigMaps(l.ns).Update(t.Context(), m, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	l.eventually("the volume shows the change", func() bool { return l.file(pod.UID, "configmap", "settings", "a") == "2" })
+	if err := api.CoreV1().Pods(l.ns).Delete(t.Context(), "web", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	l.await("web", "gone", nil)
+}
+
+// A pod waits for its claim, and runs when that is bound to a volume of this
+// node.
+func TestClaim(t *testing.T) {
+	l := newLab(t, nil)
+	ctx := t.Context()
+	data := filepath.Join(l.dir, "data")
+	claim := &v1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: "data"}, Spec: v1.PersistentVolumeClaimSpec{
+		AccessModes: []v1.PersistentVolumeAccessMode{v1.ReadWriteOnce}, StorageClassName: ptr.To(""), VolumeName: "pv-" + l.ns,
+		Resources: v1.VolumeResourceRequirements{Requests: v1.ResourceList{v1.ResourceStorage: resource.MustParse("1Gi")}},
+	}}
+	claim, err := api.CoreV1().PersistentVolumeClaims(l.ns).Create(ctx, claim, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := l.pod("web", func(p *v1.Pod) {
+		p.Spec.Volumes = []v1.Volume{{Name: "data", VolumeSource: v1.VolumeSource{PersistentVolumeClaim: &v1.PersistentVolumeClaimVolumeSource{ClaimName: "data"}}}}
+		p.Spec.Containers[0].VolumeMounts = []v1.VolumeMount{{Name: "data", MountPath: "/data"}}
+	})
+	l.eventually("the event that it isn't bound", func() bool { return l.event(pod.UID, "FailedMount", "", "PVC is not bound") })
+	pv := &v1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pv-" + l.ns}, Spec: v1.PersistentVolumeSpec{
+		Capacity: v1.ResourceList{v1.ResourceStorage: resource.MustParse("1Gi")}, AccessModes: claim.Spec.AccessModes,
+		ClaimRef:               &v1.ObjectReference{Namespace: l.ns, Name: "data", UID: claim.UID},
+		PersistentVolumeSource: v1.PersistentVolumeSource{HostPath: &v1.HostPathVolumeSource{Path: data, Type: ptr.To(v1.HostPathDirectoryOrCreate)}},
+		NodeAffinity: &v1.VolumeNodeAffinity{Required: &v1.NodeSelector{NodeSelectorTerms: []v1.NodeSelectorTerm{{MatchExpressions: []v1.NodeSelectorRequirement{
+			{Key: v1.LabelHostname, Operator: v1.NodeSelectorOpIn, Values: []string{l.node}},
+		}}}}},
+	}}
+	if _, err := api.CoreV1().PersistentVolumes().Create(ctx, pv, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	claim.Status.Phase = v1.ClaimBound
+	if _, err := api.CoreV1().PersistentVolumeClaims(l.ns).UpdateStatus(ctx, claim, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	l.await("web", "ready", isReady)
+	if info, err := os.Stat(data); err != nil || !info.IsDir() {
+		t.Errorf("the volume: %v", err)
+	}
 }

@@ -3,6 +3,7 @@ package agent
 import (
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -137,14 +138,20 @@ func foreign(pod *v1.Pod) []v1.PodCondition {
 	})
 }
 
+// ourMarks is the domain of the annotations by which the node knows whose a
+// pod is.
+const ourMarks = "unipod.dev/"
+
 // asKubelet is a pod of the API as kubelet hands it on: marked with where it
-// comes from, whatever its author wrote there.
+// comes from. Whatever its author wrote there, or among the node's own marks,
+// must not pass for the node's word: other sources' pods may see more.
 func asKubelet(pod *v1.Pod, since string) *v1.Pod {
 	marked := *pod
 	marked.Annotations = maps.Clone(pod.Annotations)
 	if marked.Annotations == nil {
 		marked.Annotations = map[string]string{}
 	}
+	maps.DeleteFunc(marked.Annotations, func(name, _ string) bool { return strings.HasPrefix(name, ourMarks) })
 	marked.Annotations[kubetypes.ConfigSourceAnnotationKey] = kubetypes.ApiserverSource
 	marked.Annotations[kubetypes.ConfigFirstSeenAnnotationKey] = since
 	return &marked

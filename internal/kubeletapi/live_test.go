@@ -269,7 +269,11 @@ func (r *rig) remove(name string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	pods := r.api.CoreV1().Pods("default")
-	w, err := pods.Watch(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + name})
+	now, err := pods.Get(ctx, name, metav1.GetOptions{})
+	must(r.t, err)
+	// From a known version on: what a watch without one shows first is what
+	// there is when it gets round to it.
+	w, err := pods.Watch(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + name, ResourceVersion: now.ResourceVersion})
 	must(r.t, err)
 	defer w.Stop()
 	must(r.t, pods.Delete(ctx, name, metav1.DeleteOptions{}))
@@ -324,9 +328,12 @@ func TestLive(t *testing.T) {
 
 func (r *rig) testLogs(t *testing.T) {
 	text, err := r.logs("web", &v1.PodLogOptions{})
-	must(t, err)
-	if !strings.Contains(text, "started\n") || !strings.Contains(text, "oops\n") {
-		t.Errorf("logs: %q", text)
+	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(text, "started\n") || !strings.Contains(text, "oops\n"); {
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("logs: %q (%v)", text, err)
+		}
+		time.Sleep(5 * time.Millisecond)
+		text, err = r.logs("web", &v1.PodLogOptions{})
 	}
 	text, err = r.logs("web", &v1.PodLogOptions{TailLines: ptr.To[int64](1), Timestamps: true})
 	if stamp, rest, _ := strings.Cut(text, " "); err != nil || rest != "oops\n" && rest != "started\n" {

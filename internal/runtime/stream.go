@@ -331,24 +331,34 @@ func (s *sandbox) dial(ctx context.Context, port int32) (net.Conn, error) {
 		return nil, err
 	}
 	defer ns.Close()
-	type result struct {
-		conn net.Conn
-		err  error
+	return dialInside(ctx, ns, port)
+}
+
+// dialInside dials with the thread in the namespace, and brings it home: one
+// that can't go home stays locked and ends with its goroutine. The process's
+// first thread can't end, and /proc/PID/ns tells of it; in a pod's namespace
+// it would be taken for the host.
+func dialInside(ctx context.Context, ns *os.File, port int32) (net.Conn, error) {
+	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return nil, fmt.Errorf("the host's network namespace: %w", err)
 	}
-	ch := make(chan result, 1)
-	go func() {
-		// Never unlocked: a thread that has been in another namespace ends
-		// with its goroutine.
-		runtime.LockOSThread()
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			ch <- result{nil, fmt.Errorf("entering the pod's network namespace: %w", err)}
-			return
+	defer home.Close()
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return nil, fmt.Errorf("entering the pod's network namespace: %w", err)
+	}
+	conn, err := dialLocalhost(ctx, port)
+	if herr := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); herr != nil {
+		if conn != nil {
+			conn.Close()
 		}
-		conn, err := dialLocalhost(ctx, port)
-		ch <- result{conn, err}
-	}()
-	res := <-ch
-	return res.conn, res.err
+		return nil, fmt.Errorf("leaving the pod's network namespace: %w", herr)
+	}
+	runtime.UnlockOSThread()
+	return conn, err
 }
 
 // dialLocalhost tries IPv4, then IPv6, one after the other on this thread:

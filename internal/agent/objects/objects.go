@@ -28,6 +28,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	listers "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 	"k8s.io/utils/clock"
 )
@@ -71,6 +72,7 @@ func New(cfg Config) *Source {
 		cfg.Log = slog.Default()
 	}
 	services := cfg.Informers.Core().V1().Services()
+	cfg.Informers.Core().V1().PersistentVolumeClaims().Informer() // to be started with the others
 	return &Source{
 		cfg: cfg, services: services.Lister(), synced: services.Informer().HasSynced,
 		watched: map[key]*watched{}, pods: map[types.UID]map[key]bool{},
@@ -82,8 +84,8 @@ func New(cfg Config) *Source {
 func (s *Source) HasSynced() bool { return s.synced() }
 
 // Run keeps the watches of registered pods going until ctx ends. changed is
-// told of namespaces in which a watched object has changed, expiring of pods
-// one of whose tokens is to be replaced; neither may block.
+// told of namespaces in which a watched object has changed or a claim was bound,
+// expiring of pods one of whose tokens is to be replaced; neither may block.
 func (s *Source) Run(ctx context.Context, changed func(namespace string), expiring func(types.UID)) {
 	s.mu.Lock()
 	s.running, s.changed = ctx, changed
@@ -91,8 +93,21 @@ func (s *Source) Run(ctx context.Context, changed func(namespace string), expiri
 		s.start(k, w)
 	}
 	s.mu.Unlock()
+	defer s.group.Wait()
+	claims := s.cfg.Informers.Core().V1().PersistentVolumeClaims().Informer()
+	handle, err := claims.AddEventHandler(cache.ResourceEventHandlerFuncs{UpdateFunc: func(before, now any) {
+		old, ok1 := before.(*v1.PersistentVolumeClaim)
+		claim, ok2 := now.(*v1.PersistentVolumeClaim)
+		if ok1 && ok2 && old.Status.Phase != claim.Status.Phase && claim.Status.Phase == v1.ClaimBound {
+			changed(claim.Namespace)
+		}
+	}})
+	if err != nil {
+		s.cfg.Log.Error("watching persistent volume claims: pods that wait for one look now and then", "err", err)
+	} else {
+		defer func() { _ = claims.RemoveEventHandler(handle) }() // it was just added
+	}
 	s.tokens.watch(ctx, expiring)
-	s.group.Wait()
 }
 
 // Register takes note of what a pod refers to, instead of what it referred to

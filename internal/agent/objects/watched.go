@@ -71,8 +71,10 @@ func (s *Source) start(k key, w *watched) {
 	lw, example := s.listWatch(k)
 	store := cache.NewUndeltaStore(func(list []any) {
 		var obj runtime.Object
-		if len(list) > 0 {
-			obj, _ = list[0].(runtime.Object)
+		for _, o := range list {
+			if m, ok := o.(metav1.Object); ok && m.GetName() == k.name {
+				obj, _ = o.(runtime.Object)
+			}
 		}
 		if w.set(obj) {
 			s.changed(k.namespace)
