@@ -37,6 +37,7 @@ import (
 type reader struct {
 	Loader
 	objects *Objects
+	set     *Set // when objects of any kind are read; else nil
 	errs    []*Error
 	seen    map[string]Place // by kind, namespace and name
 	pods    []*item          // of objects.Pods, by index
@@ -152,6 +153,10 @@ func (r *reader) object(it *item) {
 		name = meta.Metadata.Namespace + "/" + name
 	}
 	it.Object = strings.TrimSpace(meta.Kind + " " + name)
+	if r.set != nil {
+		r.anything(it)
+		return
+	}
 	if meta.APIVersion != "v1" {
 		r.fail(it, "", errdefs.ErrNotImplemented, "kind %s of %s is not supported; supported are Pod, ConfigMap, Secret and List of v1", meta.Kind, meta.APIVersion)
 		return

@@ -137,6 +137,15 @@ func (l Loader) Load(paths []string, stdin io.Reader) (*Objects, error) {
 		ConfigMaps: map[types.NamespacedName]*v1.ConfigMap{},
 		Secrets:    map[types.NamespacedName]*v1.Secret{},
 	}}
+	if err := r.read(paths, stdin, func() bool { return len(r.seen) == 0 }); err != nil {
+		return nil, err
+	}
+	return r.objects, nil
+}
+
+// read reads all documents and joins what is wrong with them; empty tells
+// whether there was no object.
+func (r *reader) read(paths []string, stdin io.Reader, empty func() bool) error {
 	order := map[string]int{}
 	for i, f := range readFiles(paths, stdin) {
 		order[f.name] = i
@@ -155,7 +164,7 @@ func (l Loader) Load(paths []string, stdin io.Reader) (*Objects, error) {
 			r.limitErrors(d, before)
 		}
 	}
-	if len(r.errs) == 0 && len(r.seen) == 0 {
+	if len(r.errs) == 0 && empty() {
 		r.errs = append(r.errs, &Error{Place: Place{File: strings.Join(paths, ", ")}, Msg: "no Kubernetes object found", Err: errdefs.ErrInvalidArgument})
 	}
 	if len(r.errs) > 0 {
@@ -166,13 +175,13 @@ func (l Loader) Load(paths []string, stdin io.Reader) (*Objects, error) {
 		for _, e := range r.errs {
 			errs = append(errs, e)
 		}
-		return nil, errors.Join(errs...)
+		return errors.Join(errs...)
 	}
 	r.checkReferences()
 	slices.SortStableFunc(r.objects.Warnings, func(a, b Warning) int {
 		return cmp.Or(a.Place.compare(b.Place, order), cmp.Compare(a.Msg, b.Msg))
 	})
-	return r.objects, nil
+	return nil
 }
 
 // maxErrors is how many errors of one document are worth reading.
