@@ -2,28 +2,32 @@ package play
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
+	"slices"
 
 	"golang.org/x/sys/unix"
-	v1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/rand"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"unipod.dev/unipod/internal/cri"
-	"unipod.dev/unipod/internal/volume"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
+	"k8s.io/utils/ptr"
 )
 
-// Annotation names the play a pod belongs to.
+// Annotation names the play that made an object.
 const Annotation = "unipod.dev/play"
 
-// A Claim is the directory of one play, locked while the play lives. Its pods
-// carry its name, so that the next play can tell what a killed one left
-// behind ([Sweep]) from what another one still runs.
+const journalName = "objects.json"
+
+// A Claim is the directory of one play, locked while the play lives. What
+// it makes carries its name and is written down, so that the next play can tell
+// what a killed one left behind ([Sweep]) from what another one still runs.
 type Claim struct {
 	name string
 	dir  string
@@ -49,24 +53,29 @@ func NewClaim(root string) (*Claim, error) {
 	return c, nil
 }
 
-// PodsDir and LogDir are for the engine of the play.
-func (c *Claim) PodsDir() string { return filepath.Join(c.dir, "pods") }
+// Name is what the play's objects are annotated with.
+func (c *Claim) Name() string { return c.name }
 
-// LogDir is where the engine of the play writes logs.
-func (c *Claim) LogDir() string { return filepath.Join(c.dir, "logs") }
-
-// Mark makes a pod the play's.
-func (c *Claim) Mark(pod *v1.Pod) {
-	if pod.Annotations == nil {
-		pod.Annotations = map[string]string{}
+// Journal writes down what the play has to remove, for whoever sweeps after it.
+func (c *Claim) Journal(list []Made) error {
+	text, err := json.Marshal(list)
+	if err != nil {
+		return err
 	}
-	pod.Annotations[Annotation] = c.name
+	path := filepath.Join(c.dir, journalName)
+	if err = os.WriteFile(path+".new", text, 0o600); err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		return fmt.Errorf("writing down what the play makes: %w", err)
+	}
+	return nil
 }
 
 // Release removes the claim's directory and all below it.
-func (c *Claim) Release(ctx context.Context) error {
+func (c *Claim) Release() error {
 	defer c.lock.Close()
-	return removeDir(ctx, c.dir)
+	return os.RemoveAll(c.dir)
 }
 
 // Others waits until no other play lives below the claim's root, calling
@@ -109,8 +118,8 @@ func (c *Claim) others(waiting func()) error {
 	return nil
 }
 
-// Sweep ends and removes what plays left behind that were killed.
-func Sweep(ctx context.Context, root string, runtime cri.Runtime) error {
+// Sweep removes what plays left behind in an API that were killed.
+func Sweep(ctx context.Context, root string, client *rest.Config) error {
 	all := filepath.Join(root, "play")
 	gate, err := closeGate(all)
 	if err != nil {
@@ -132,7 +141,9 @@ func Sweep(ctx context.Context, root string, runtime cri.Runtime) error {
 			continue // it lives
 		}
 		if err == nil {
-			err = errors.Join(removePods(ctx, runtime, e.Name()), removeDir(ctx, dir))
+			if err = removeMade(ctx, client, dir); err == nil {
+				err = os.RemoveAll(dir)
+			}
 			l.Close()
 		}
 		if err != nil {
@@ -142,60 +153,39 @@ func Sweep(ctx context.Context, root string, runtime cri.Runtime) error {
 	return failed
 }
 
-// removePods ends the pods of a play that is gone.
-func removePods(ctx context.Context, runtime cri.Runtime, play string) error {
-	list, err := runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+// removeMade removes what a journal in dir names, and waits for nothing.
+func removeMade(ctx context.Context, client *rest.Config, dir string) error {
+	text, err := os.ReadFile(filepath.Join(dir, journalName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	for _, s := range list.GetItems() {
-		if s.GetAnnotations()[Annotation] != play {
-			continue
+	var list []Made
+	if err := json.Unmarshal(text, &list); err != nil {
+		return fmt.Errorf("%s: %w", journalName, err)
+	}
+	dyn, err := dynamic.NewForConfig(client)
+	if err != nil {
+		return err
+	}
+	for _, m := range slices.Backward(list) {
+		var r dynamic.ResourceInterface = dyn.Resource(schema.GroupVersionResource{Group: m.Group, Version: m.Version, Resource: m.Resource})
+		if m.Namespace != "" {
+			r = r.(dynamic.NamespaceableResourceInterface).Namespace(m.Namespace)
 		}
-		if _, serr := runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.Id}); serr != nil {
-			err = errors.Join(err, serr)
-			continue
+		opts := metav1.DeleteOptions{PropagationPolicy: ptr.To(metav1.DeletePropagationBackground)}
+		if m.UID != "" {
+			opts.Preconditions = &metav1.Preconditions{UID: &m.UID}
+		} else if u, gerr := r.Get(ctx, m.Name, metav1.GetOptions{}); gerr != nil || u.GetAnnotations()[Annotation] != filepath.Base(dir) {
+			continue // it was never made, or somebody else made it
 		}
-		_, rerr := runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.Id})
-		err = errors.Join(err, rerr)
+		if derr := r.Delete(ctx, m.Name, opts); derr != nil && !apierrors.IsNotFound(derr) && !apierrors.IsConflict(derr) {
+			err = errors.Join(err, derr)
+		}
 	}
 	return err
-}
-
-// removeDir removes a play's directory. Volumes go first and by their own
-// ways: some are mounts.
-func removeDir(ctx context.Context, dir string) error {
-	pods := filepath.Join(dir, "pods")
-	if _, err := os.Stat(pods); err == nil {
-		m, err := volume.New(volume.Config{Dir: pods})
-		if err != nil {
-			return err
-		}
-		if err := m.CleanOrphans(ctx, nil); err != nil {
-			return err
-		}
-		if err := noMounts(m.Dir); err != nil {
-			return err
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return os.RemoveAll(dir)
-}
-
-// noMounts refuses when something is still mounted below dir: removing a
-// directory must never reach into a volume that isn't ours.
-func noMounts(dir string) error {
-	table, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return err
-	}
-	for line := range strings.Lines(string(table)) {
-		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
-			return fmt.Errorf("%s is still mounted", f[4])
-		}
-	}
-	return nil
 }
 
 // closeGate is held by whoever makes or removes claims.

@@ -8,7 +8,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"unipod.dev/unipod/internal/engine"
+	"unipod.dev/unipod/internal/timeline"
 )
 
 // Outcome is the exit code that a pod in a final phase stands for: 0 when it
@@ -69,25 +69,36 @@ var hopelessRecords = map[string]bool{
 
 // tally knows how each pod of a play stands, and when the play is over.
 type tally struct {
-	order []types.UID
-	pods  map[types.UID]*v1.Pod
-	retry bool
-	gave  string // why the play gave up
+	runners []Runner
+	order   []types.UID // of the pods, as they came
+	pods    map[types.UID]*v1.Pod
+	of      map[types.UID]string // the runner's key
+	gone    map[types.UID]bool
+	jobs    map[string]bool // that have ended: whether they failed
+	retry   bool
+	gave    string // why the play gave up
 }
 
-func newTally(pods []*v1.Pod, retry bool) *tally {
-	t := &tally{pods: map[types.UID]*v1.Pod{}, retry: retry}
-	for _, p := range pods {
-		t.order = append(t.order, p.UID)
-		t.pods[p.UID] = p
+func newTally(runners []Runner, retry bool) *tally {
+	return &tally{
+		runners: runners, retry: retry, pods: map[types.UID]*v1.Pod{}, of: map[types.UID]string{},
+		gone: map[types.UID]bool{}, jobs: map[string]bool{},
 	}
-	return t
 }
 
-func (t *tally) knows(uid types.UID) bool { return t.pods[uid] != nil }
+// living counts the pods that are there.
+func (t *tally) living() int { return len(t.pods) - len(t.gone) }
 
-func (t *tally) status(pod *v1.Pod) {
+func (t *tally) status(of string, pod *v1.Pod) {
+	if t.pods[pod.UID] == nil {
+		t.order = append(t.order, pod.UID)
+		t.of[pod.UID] = of
+	}
 	t.pods[pod.UID] = pod
+}
+
+// judge gives up where there is no hope for a pod.
+func (t *tally) judge(pod *v1.Pod) {
 	if t.retry || t.gave != "" {
 		return
 	}
@@ -102,15 +113,21 @@ func (t *tally) status(pod *v1.Pod) {
 	}
 }
 
-func (t *tally) record(ev engine.Event) {
-	r := ev.Record
+// removed takes a pod that is gone.
+func (t *tally) removed(pod *v1.Pod) {
+	if t.pods[pod.UID] != nil {
+		t.gone[pod.UID] = true
+	}
+}
+
+func (t *tally) record(pod *v1.Pod, r *timeline.Record) {
 	if t.retry || t.gave != "" || r == nil || r.Type != v1.EventTypeWarning || !hopelessRecords[r.Reason] {
 		return
 	}
-	if ran(t.pods[ev.Pod.UID]) {
+	if known := t.pods[pod.UID]; known != nil && ran(known) {
 		return
 	}
-	t.gave = fmt.Sprintf("Giving up: pod %s can't start (%s)", ev.Pod.Name, r.Reason)
+	t.gave = fmt.Sprintf("Giving up: pod %s can't start (%s)", pod.Name, r.Reason)
 }
 
 // ran reports whether a container of the pod has ever run.
@@ -126,20 +143,50 @@ func (t *tally) over() (why string, over bool) {
 	if t.gave != "" {
 		return t.gave + "; --retry keeps trying, as kubelet does", true
 	}
-	for _, pod := range t.pods {
-		if _, final := Outcome(pod); !final {
+	for _, r := range t.runners {
+		if !t.ended(r) {
 			return "", false
 		}
 	}
 	return "", true
 }
 
-// code is that of the first pod of the play that failed, 1 when one couldn't
-// start, else 0.
+// ended tells whether a runner has, and will not go on.
+func (t *tally) ended(r Runner) bool {
+	if r.Job {
+		_, ended := t.jobs[r.Key]
+		return ended
+	}
+	if !r.Pod {
+		return false
+	}
+	for uid, pod := range t.pods {
+		if t.of[uid] == r.Key {
+			_, final := Outcome(pod)
+			return final || t.gone[uid]
+		}
+	}
+	return false
+}
+
+// code is that of the first object of the play that failed, 1 when a pod
+// couldn't start, else 0. A Job counts as its pods when it has failed.
 func (t *tally) code() int {
-	for _, uid := range t.order {
-		if code, _ := Outcome(t.pods[uid]); code != 0 {
-			return code
+	for _, r := range t.runners {
+		failed, ended := t.jobs[r.Key]
+		if r.Job && ended && !failed || !r.Pod && !r.Job {
+			continue // what it tried again doesn't count
+		}
+		for _, uid := range t.order {
+			if t.of[uid] != r.Key {
+				continue
+			}
+			if code, _ := Outcome(t.pods[uid]); code != 0 {
+				return code
+			}
+		}
+		if failed {
+			return 1
 		}
 	}
 	if t.gave != "" {

@@ -1,17 +1,21 @@
-// Package play runs pods in the foreground: it gives them to an engine, shows
-// what their containers say and what becomes of them, and ends when they have
-// ended, when one of them can't start, or when the user interrupts.
+// Package play runs objects in the foreground: it makes them in an API, shows
+// what the containers of their pods say and what becomes of them, and ends when
+// they have ended, when one of the pods can't start, or when the user
+// interrupts.
 //
-// It owns no pod: the engine does. It promises that when [Run] returns, every
-// pod it applied is removed (or ctx has ended, which is the caller's
-// impatience), that every line the containers wrote was shown, and that the
-// result says how the pods ended, see [Outcome].
+// It owns what it has made, and nothing else: a [World] keeps the objects of
+// one play apart from all others. It promises that when [Run] returns, every
+// object it made is removed, with the pods that came of it (or ctx has ended,
+// which is the caller's impatience), that every line the containers wrote was
+// shown, and that the result says how the pods ended, see [Outcome].
 //
-// What is said and decided is pure (say.go, outcome.go); this file moves it.
-// One goroutine per pod reads logs, and one loop does everything else.
+// What is said and decided is pure (plan.go, say.go, outcome.go); this file
+// moves it, and api.go is the World that is an API. One goroutine per pod
+// reads logs, one makes and removes objects, and one loop does everything
+// else.
 //
-// Floor: 9, a face of the engine. It knows the engine's events and the log
-// files, and nothing of the runtime.
+// Floor: 9, a face of the API. It knows the log files of this machine's pods,
+// and nothing of the engine and the runtime.
 package play
 
 import (
@@ -29,27 +33,23 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 
-	"unipod.dev/unipod/internal/engine"
 	"unipod.dev/unipod/internal/logview"
 	"unipod.dev/unipod/internal/progress"
 	"unipod.dev/unipod/internal/timeline"
 )
 
-// Engine is what play asks of internal/engine.
-type Engine interface {
-	Apply(pod *v1.Pod) error
-	Delete(uid types.UID, grace *time.Duration)
-	Watch(ctx context.Context) <-chan engine.Event
-}
-
-// Config is one play. Pods, Engine, LogDir and Screen are required.
+// Config is one play. World, Runners, LogDir and Screen are required.
 type Config struct {
-	Pods   []*v1.Pod
-	Engine Engine
-	// LogDir is the engine's; the pods' directories in it are removed at the
-	// end, so the engine must be told to keep them until then.
+	World World
+	// Runners are the objects that pods come of, in the order of the input.
+	Runners []Runner
+	// Pods are those whose names are known before they are made.
+	Pods []*v1.Pod
+	// LogDir is the node's, in kubelet's layout.
 	LogDir string
-	Screen *progress.Screen
+	// OwnLogs: the node keeps the logs of removed pods, for us to remove.
+	OwnLogs bool
+	Screen  *progress.Screen
 	// Quiet shows only what the containers say.
 	Quiet bool
 	// Since leaves out older log lines.
@@ -58,7 +58,7 @@ type Config struct {
 	// giving up.
 	Retry bool
 	// Finished, when set, is given the pods' timelines when all is over, in
-	// the order of Pods.
+	// the order in which they came.
 	Finished func([]timeline.Timeline)
 	// Signals interrupt: the first ends the pods gracefully, the second kills
 	// them.
@@ -66,7 +66,7 @@ type Config struct {
 	Clock   clock.WithTicker
 }
 
-// Run plays the pods and returns the exit code of the whole. An error means
+// Run plays the objects and returns the exit code of the whole. An error means
 // that something failed beside the pods; they are ended all the same.
 func Run(ctx context.Context, cfg Config) (int, error) {
 	if cfg.Clock == nil {
@@ -74,53 +74,45 @@ func Run(ctx context.Context, cfg Config) (int, error) {
 	}
 	watching, stopWatching := context.WithCancel(ctx)
 	defer stopWatching()
-	p := &player{
-		cfg:    cfg,
-		talk:   newTalk(cfg.Pods, cfg.Screen.Colour),
-		tally:  newTally(cfg.Pods, cfg.Retry),
-		lives:  map[types.UID]*timeline.Builder{},
-		events: cfg.Engine.Watch(watching),
-	}
 	following, stopFollowing := context.WithCancel(ctx)
 	defer stopFollowing()
-	logs, lctx := errgroup.WithContext(following)
-	var err error
-	for _, pod := range cfg.Pods {
-		if err = p.follow(lctx, logs, pod); err != nil {
-			break
-		}
+	p := &player{
+		cfg:     cfg,
+		talk:    newTalk(cfg.Pods, cfg.Screen.Colour),
+		tally:   newTally(cfg.Runners, cfg.Retry),
+		lives:   map[types.UID]*timeline.Builder{},
+		events:  cfg.World.Watch(watching),
+		created: make(chan error, 1),
+		deleted: make(chan error, 1),
 	}
-	for _, pod := range cfg.Pods {
-		if err != nil {
-			break
-		}
-		if err = cfg.Engine.Apply(pod); err == nil {
-			p.applied++
-		}
-	}
-	if err != nil {
-		p.stop(nil)
-	}
-	err = errors.Join(err, p.loop(ctx))
+	p.logs, p.following = errgroup.WithContext(following)
+	go func() { p.created <- cfg.World.Create(ctx) }()
+	err := p.loop(ctx)
 	stopFollowing()
-	if lerr := logs.Wait(); lerr != nil && !errors.Is(lerr, context.Canceled) {
+	if lerr := p.logs.Wait(); lerr != nil && !errors.Is(lerr, context.Canceled) {
 		err = errors.Join(err, lerr)
 	}
 	cfg.Screen.Close()
-	for _, pod := range cfg.Pods {
-		err = errors.Join(err, os.RemoveAll(p.dir(pod)))
+	if cfg.OwnLogs {
+		for _, uid := range p.tally.order {
+			err = errors.Join(err, os.RemoveAll(p.dir(p.tally.pods[uid])))
+		}
 	}
 	p.finish()
 	return p.code(err), err
 }
 
 type player struct {
-	cfg     Config
-	talk    *talk
-	tally   *tally
-	lives   map[types.UID]*timeline.Builder
-	events  <-chan engine.Event
-	applied int // pods the engine has
+	cfg       Config
+	talk      *talk
+	tally     *tally
+	lives     map[types.UID]*timeline.Builder
+	events    <-chan Event
+	logs      *errgroup.Group
+	following context.Context
+
+	created, deleted chan error
+	making           bool // Create hasn't returned
 
 	stopping  bool
 	killed    bool
@@ -129,20 +121,20 @@ type player struct {
 	ticker    clock.Ticker
 }
 
-// dir is where the engine has the logs of a pod.
+// dir is where the node has the logs of a pod.
 func (p *player) dir(pod *v1.Pod) string {
 	return filepath.Join(p.cfg.LogDir, fmt.Sprintf("%s_%s_%s", pod.Namespace, pod.Name, pod.UID))
 }
 
-// follow shows a pod's logs until ctx ends.
-func (p *player) follow(ctx context.Context, g *errgroup.Group, pod *v1.Pod) error {
+// follow shows a pod's logs until the play ends.
+func (p *player) follow(pod *v1.Pod) error {
 	f, err := logview.Follow(p.dir(pod), logview.Options{Since: p.cfg.Since})
 	if err != nil {
 		return err
 	}
-	g.Go(func() error {
+	p.logs.Go(func() error {
 		defer f.Close()
-		return f.Run(ctx, func(l logview.Line) error {
+		return f.Run(p.following, func(l logview.Line) error {
 			p.cfg.Screen.Out(p.talk.prefix(pod.UID, l.Container, "|"), l.Text)
 			return nil
 		})
@@ -150,67 +142,131 @@ func (p *player) follow(ctx context.Context, g *errgroup.Group, pod *v1.Pod) err
 	return nil
 }
 
-// loop carries the play from the pods' start to their removal.
-func (p *player) loop(ctx context.Context) error {
+// loop carries the play from the objects' creation to their removal.
+func (p *player) loop(ctx context.Context) (err error) {
 	defer func() {
 		if p.ticker != nil {
 			p.ticker.Stop()
 		}
 	}()
-	for p.applied > 0 {
+	p.making = true
+	for {
 		var tick <-chan time.Time
 		if p.ticker != nil {
 			tick = p.ticker.C()
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return errors.Join(err, ctx.Err())
 		case sig := <-p.cfg.Signals:
-			p.interrupt(sig)
+			p.interrupt(ctx, sig)
 		case <-tick:
 			p.countdown()
+		case cerr := <-p.created:
+			p.making = false
+			switch {
+			case p.stopping:
+				err = errors.Join(err, cerr)
+				p.remove(ctx)
+			case cerr != nil:
+				err = errors.Join(err, cerr)
+				p.stop(ctx)
+			default:
+				p.endWhenOver(ctx)
+			}
+		case derr := <-p.deleted:
+			p.drain()
+			return errors.Join(err, derr)
 		case ev, ok := <-p.events:
 			if !ok {
-				return fmt.Errorf("the engine stopped before the pods did: %w", io.ErrUnexpectedEOF)
+				return errors.Join(err, fmt.Errorf("the API ended before the pods did: %w", io.ErrUnexpectedEOF))
 			}
-			p.event(ev)
+			if eerr := p.event(ctx, ev); eerr != nil {
+				err = errors.Join(err, eerr)
+				p.stop(ctx)
+			}
 		}
 	}
-	return nil
 }
 
-func (p *player) event(ev engine.Event) {
-	if ev.Pod == nil || !p.tally.knows(ev.Pod.UID) {
-		return // another play's, on the same node
+// drain takes what was told before the last object was gone.
+func (p *player) drain() {
+	for {
+		select {
+		case ev, ok := <-p.events:
+			if !ok {
+				return
+			}
+			if ev.Type == PodRemoved {
+				p.remember(ev)
+				p.tally.removed(ev.Pod)
+			}
+		default:
+			p.cfg.Screen.Set("stopping", "")
+			return
+		}
 	}
-	p.remember(ev)
+}
+
+func (p *player) event(ctx context.Context, ev Event) (err error) {
+	now := p.cfg.Clock.Now()
+	if ev.Pod != nil {
+		p.talk.meet(ev.Pod)
+		p.remember(ev)
+	}
 	switch ev.Type {
-	case engine.Recorded:
-		p.say(p.talk.record(ev, p.cfg.Clock.Now()))
+	case Recorded:
+		p.say(p.talk.object(ev.Of, ev.Record, now))
+	case PodRecorded:
+		p.say(p.talk.record(ev.Pod, ev.Record, now))
 		if !p.stopping {
-			p.tally.record(ev)
+			p.tally.record(ev.Pod, ev.Record)
 		}
-	case engine.StatusChanged:
+	case PodChanged:
+		if p.tally.pods[ev.Pod.UID] == nil {
+			err = p.follow(ev.Pod)
+		}
 		p.say(p.talk.status(ev.Pod))
-		if !p.stopping { // what comes later is our own doing
-			p.tally.status(ev.Pod)
-		}
-	case engine.Removed:
-		p.applied--
+		p.changed(ev)
+	case PodRemoved:
+		p.tally.removed(ev.Pod)
 		delete(p.deadlines, ev.Pod.UID)
 		p.countdown()
+	case JobEnded:
+		if !p.stopping {
+			p.tally.jobs[ev.Of] = ev.Failed
+		}
+	}
+	p.endWhenOver(ctx)
+	return err
+}
+
+// endWhenOver ends the play when there is nothing left to wait for.
+func (p *player) endWhenOver(ctx context.Context) {
+	why, over := p.tally.over()
+	if !over || p.stopping || p.making {
 		return
 	}
-	if why, over := p.tally.over(); over && !p.stopping {
-		if why != "" {
-			p.say([]string{why})
-		}
-		p.stop(nil)
+	if why != "" {
+		p.say([]string{why})
+	}
+	p.stop(ctx)
+}
+
+// changed takes a pod's new status. What comes after the end was decided is
+// our own doing: it doesn't count for the result.
+func (p *player) changed(ev Event) {
+	if _, known := p.tally.pods[ev.Pod.UID]; known && p.stopping {
+		return
+	}
+	p.tally.status(ev.Of, ev.Pod)
+	if !p.stopping {
+		p.tally.judge(ev.Pod)
 	}
 }
 
 // remember takes an event into its pod's timeline.
-func (p *player) remember(ev engine.Event) {
+func (p *player) remember(ev Event) {
 	now := p.cfg.Clock.Now()
 	b := p.lives[ev.Pod.UID]
 	if b == nil {
@@ -218,13 +274,13 @@ func (p *player) remember(ev engine.Event) {
 		p.lives[ev.Pod.UID] = b
 	}
 	switch ev.Type {
-	case engine.StatusChanged:
+	case PodChanged:
 		b.Status(now, ev.Pod)
-	case engine.Recorded:
-		if r := ev.Record; r != nil {
-			b.Record(now, timeline.Record{Type: r.Type, Reason: r.Reason, Message: r.Message, Container: r.Container})
+	case PodRecorded:
+		if ev.Record != nil {
+			b.Record(now, *ev.Record)
 		}
-	case engine.Removed:
+	case PodRemoved:
 		if _, final := Outcome(ev.Pod); !final { // else its end has been told
 			b.Removed(now)
 		}
@@ -237,8 +293,8 @@ func (p *player) finish() {
 		return
 	}
 	all := []timeline.Timeline{}
-	for _, pod := range p.cfg.Pods {
-		if b := p.lives[pod.UID]; b != nil {
+	for _, uid := range p.tally.order {
+		if b := p.lives[uid]; b != nil {
 			all = append(all, b.Timeline())
 		}
 	}
@@ -255,39 +311,48 @@ func (p *player) say(lines []string) {
 }
 
 // interrupt is what a signal does: end, then kill.
-func (p *player) interrupt(sig os.Signal) {
+func (p *player) interrupt(ctx context.Context, sig os.Signal) {
 	switch {
 	case p.signal == nil:
 		p.signal = sig
-		p.say([]string{fmt.Sprintf("Stopping %s, press Ctrl-C again to kill", count(p.applied, "pod"))})
-		p.stop(nil)
+		p.say([]string{fmt.Sprintf("Stopping %s, press Ctrl-C again to kill", count(p.tally.living(), "pod"))})
+		p.stop(ctx)
 	case !p.killed:
 		p.killed = true
-		p.say([]string{"Killing " + count(p.applied, "pod")})
-		now := time.Duration(0)
-		p.stop(&now)
+		p.say([]string{"Killing " + count(p.tally.living(), "pod")})
+		p.cfg.World.Kill()
 	}
 }
 
-// stop ends all pods, within their own grace period or the one given.
-func (p *player) stop(grace *time.Duration) {
+// stop begins the end of everything, each pod within its own grace period.
+func (p *player) stop(ctx context.Context) {
+	if p.stopping {
+		return
+	}
+	p.stopping = true
 	now := p.cfg.Clock.Now()
 	p.deadlines = map[types.UID]time.Time{}
-	for _, pod := range p.cfg.Pods {
+	for uid, pod := range p.tally.pods {
 		left := time.Duration(0)
-		if grace == nil && pod.Spec.TerminationGracePeriodSeconds != nil {
-			left = time.Duration(*pod.Spec.TerminationGracePeriodSeconds) * time.Second
+		if s := pod.Spec.TerminationGracePeriodSeconds; s != nil {
+			left = time.Duration(*s) * time.Second
 		}
-		p.deadlines[pod.UID] = now.Add(left)
-		p.cfg.Engine.Delete(pod.UID, grace)
+		if !p.tally.gone[uid] {
+			p.deadlines[uid] = now.Add(left)
+		}
 	}
-	if !p.stopping {
-		p.stopping = true
-		p.ticker = p.cfg.Clock.NewTicker(time.Second)
-	}
+	p.ticker = p.cfg.Clock.NewTicker(time.Second)
 	if p.signal != nil { // else it is over before it could be read
 		p.countdown()
 	}
+	if !p.making {
+		p.remove(ctx)
+	}
+}
+
+// remove removes all objects, once nobody makes any.
+func (p *player) remove(ctx context.Context) {
+	go func() { p.deleted <- p.cfg.World.Delete(ctx) }()
 }
 
 // countdown shows how long the slowest pod still has.
@@ -302,8 +367,8 @@ func (p *player) countdown() {
 		}
 	}
 	text := ""
-	if p.applied > 0 {
-		text = "Stopping " + count(p.applied, "pod")
+	if n := p.tally.living(); n > 0 {
+		text = "Stopping " + count(n, "pod")
 		if left := last.Sub(p.cfg.Clock.Now()); left > 0 && !p.killed {
 			text += fmt.Sprintf(", %d s left until they are killed", int(left.Round(time.Second).Seconds()))
 		}

@@ -18,57 +18,64 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
-	"unipod.dev/unipod/internal/engine"
 	"unipod.dev/unipod/internal/progress"
 	"unipod.dev/unipod/internal/timeline"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// fakeEngine lets a test decide what becomes of pods.
-type fakeEngine struct {
-	events  chan engine.Event
-	applied func(pod *v1.Pod) error
-	deleted func(uid types.UID, grace *time.Duration)
+// fakeWorld lets a test decide what becomes of pods.
+type fakeWorld struct {
+	events  chan Event
+	create  func() error
+	deleted func(killed bool) bool // whether the pods have gone
+	kill    chan struct{}
+	pods    []*v1.Pod
 
 	mu    sync.Mutex
 	calls []string
 }
 
-func (f *fakeEngine) note(format string, args ...any) {
+func (f *fakeWorld) note(call string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.calls = append(f.calls, fmt.Sprintf(format, args...))
+	f.calls = append(f.calls, call)
 }
 
-func (f *fakeEngine) Apply(pod *v1.Pod) error {
-	f.note("apply %s", pod.Name)
-	if f.applied == nil {
+func (f *fakeWorld) Create(context.Context) error {
+	f.note("create")
+	if f.create == nil {
 		return nil
 	}
-	return f.applied(pod)
+	return f.create()
 }
 
-func (f *fakeEngine) Delete(uid types.UID, grace *time.Duration) {
-	if grace == nil {
-		f.note("delete %s", uid)
-	} else {
-		f.note("delete %s within %s", uid, *grace)
+func (f *fakeWorld) Delete(context.Context) error {
+	f.note("delete")
+	if !f.deleted(false) {
+		<-f.kill
+		f.note("kill")
+		f.deleted(true)
 	}
-	f.deleted(uid, grace)
+	for _, p := range f.pods {
+		f.events <- Event{Type: PodRemoved, Of: key("Pod", p), Pod: p}
+	}
+	return nil
 }
 
-func (f *fakeEngine) Watch(context.Context) <-chan engine.Event { return f.events }
+func (f *fakeWorld) Kill() { close(f.kill) }
 
-// stage is a play in a test: its engine, screens and logs.
-type stage struct {
-	*fakeEngine
+func (f *fakeWorld) Watch(context.Context) <-chan Event { return f.events }
+
+// scene is a play in a test: its world, screens and logs.
+type scene struct {
+	*fakeWorld
 	t        *testing.T
 	cfg      Config
 	out, err string
 }
 
-func newStage(t *testing.T, pods ...*v1.Pod) *stage {
+func newStage(t *testing.T, pods ...*v1.Pod) *scene {
 	dir := t.TempDir()
 	open := func(name string) *os.File {
 		f, err := os.Create(filepath.Join(dir, name))
@@ -78,19 +85,17 @@ func newStage(t *testing.T, pods ...*v1.Pod) *stage {
 		t.Cleanup(func() { f.Close() })
 		return f
 	}
-	s := &stage{t: t, fakeEngine: &fakeEngine{events: make(chan engine.Event, 100)}, out: filepath.Join(dir, "out"), err: filepath.Join(dir, "err")}
-	s.deleted = func(uid types.UID, _ *time.Duration) {
-		for _, p := range pods {
-			if p.UID == uid {
-				s.events <- engine.Event{Type: engine.Removed, Pod: p}
-			}
-		}
+	s := &scene{t: t, out: filepath.Join(dir, "out"), err: filepath.Join(dir, "err"), fakeWorld: &fakeWorld{
+		events: make(chan Event, 100), pods: pods, kill: make(chan struct{}), deleted: func(bool) bool { return true },
+	}}
+	s.cfg = Config{World: s.fakeWorld, Pods: pods, LogDir: filepath.Join(dir, "logs"), OwnLogs: true, Screen: progress.NewScreen(open("out"), open("err"), false)}
+	for _, p := range pods {
+		s.cfg.Runners = append(s.cfg.Runners, Runner{Key: key("Pod", p), Pod: true})
 	}
-	s.cfg = Config{Pods: pods, Engine: s.fakeEngine, LogDir: filepath.Join(dir, "logs"), Screen: progress.NewScreen(open("out"), open("err"), false)}
 	return s
 }
 
-func (s *stage) run() (code int, out, words string, err error) {
+func (s *scene) run() (code int, out, words string, err error) {
 	s.t.Helper()
 	code, err = Run(s.t.Context(), s.cfg)
 	if left, _ := os.ReadDir(s.cfg.LogDir); len(left) > 0 {
@@ -107,7 +112,7 @@ func (s *stage) run() (code int, out, words string, err error) {
 }
 
 // log writes what a container says.
-func (s *stage) log(pod *v1.Pod, container, text string) {
+func (s *scene) log(pod *v1.Pod, container, text string) {
 	s.t.Helper()
 	dir := filepath.Join(s.cfg.LogDir, fmt.Sprintf("%s_%s_%s", pod.Namespace, pod.Name, pod.UID), container)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -118,14 +123,14 @@ func (s *stage) log(pod *v1.Pod, container, text string) {
 	}
 }
 
-func (s *stage) status(pod *v1.Pod, phase v1.PodPhase, states ...v1.ContainerStatus) {
+func (s *scene) status(pod *v1.Pod, phase v1.PodPhase, states ...v1.ContainerStatus) {
 	pod = pod.DeepCopy()
 	pod.Status.Phase, pod.Status.ContainerStatuses = phase, states
-	s.events <- engine.Event{Type: engine.StatusChanged, Pod: pod}
+	s.events <- Event{Type: PodChanged, Of: key("Pod", pod), Pod: pod}
 }
 
-func (s *stage) record(pod *v1.Pod, kind, reason, message, container string) {
-	s.events <- engine.Event{Type: engine.Recorded, Pod: pod, Record: &engine.Record{Type: kind, Reason: reason, Message: message, Container: container}}
+func (s *scene) record(pod *v1.Pod, kind, reason, message, container string) {
+	s.events <- Event{Type: PodRecorded, Pod: pod, Record: &timeline.Record{Type: kind, Reason: reason, Message: message, Container: container}}
 }
 
 func pod(name string, containers ...string) *v1.Pod {
@@ -154,16 +159,14 @@ func TestSucceeds(t *testing.T) {
 	s := newStage(t, a, b)
 	var lives []timeline.Timeline
 	s.cfg.Finished = func(all []timeline.Timeline) { lives = all }
-	s.applied = func(p *v1.Pod) error {
-		if p.Name == "b" {
-			s.log(a, "main", "hello")
-			s.record(a, "Normal", "Pulled", "Container image \"i\" already present on machine", "main")
-			s.record(a, "Normal", "Created", "Created container: main", "main")
-			s.record(a, "Normal", "Started", "Started container main", "main")
-			s.status(a, v1.PodRunning)
-			s.status(a, v1.PodSucceeded, ended("main", 0, 1), ended("helper", 0, 2))
-			s.status(b, v1.PodSucceeded, ended("x", 0, 1))
-		}
+	s.create = func() error {
+		s.log(a, "main", "hello")
+		s.record(a, "Normal", "Pulled", "Container image \"i\" already present on machine", "main")
+		s.record(a, "Normal", "Created", "Created container: main", "main")
+		s.record(a, "Normal", "Started", "Started container main", "main")
+		s.status(a, v1.PodRunning)
+		s.status(a, v1.PodSucceeded, ended("main", 0, 1), ended("helper", 0, 2))
+		s.status(b, v1.PodSucceeded, ended("x", 0, 1))
 		return nil
 	}
 	code, out, words, err := s.run()
@@ -185,7 +188,7 @@ b        · Succeeded
 	if words != want {
 		t.Errorf("words:\n%s\nwant:\n%s", words, want)
 	}
-	if got := strings.Join(s.calls, "; "); got != "apply a; apply b; delete uid-a; delete uid-b" {
+	if got := strings.Join(s.calls, "; "); got != "create; delete" {
 		t.Errorf("calls: %s", got)
 	}
 	if len(lives) != 2 || lives[0].Name != "a" || lives[0].Phase != v1.PodSucceeded || len(lives[0].Containers) != 2 || lives[1].Name != "b" {
@@ -196,7 +199,7 @@ b        · Succeeded
 func TestFirstFailureIsTheCode(t *testing.T) {
 	a := pod("a", "late", "early")
 	s := newStage(t, a)
-	s.applied = func(*v1.Pod) error {
+	s.create = func() error {
 		s.status(a, v1.PodFailed, ended("late", 4, 20), ended("early", 3, 10))
 		return nil
 	}
@@ -208,12 +211,12 @@ func TestFirstFailureIsTheCode(t *testing.T) {
 func TestGivesUp(t *testing.T) {
 	for _, tc := range []struct {
 		name string
-		tell func(s *stage, p *v1.Pod)
+		tell func(s *scene, p *v1.Pod)
 		want string
 	}{
-		{"image", func(s *stage, p *v1.Pod) { s.status(p, v1.PodPending, waiting("c", "ErrImagePull")) },
+		{"image", func(s *scene, p *v1.Pod) { s.status(p, v1.PodPending, waiting("c", "ErrImagePull")) },
 			"Giving up: container c of pod a can't start (ErrImagePull); --retry keeps trying, as kubelet does\n"},
-		{"sandbox", func(s *stage, p *v1.Pod) {
+		{"sandbox", func(s *scene, p *v1.Pod) {
 			s.record(p, "Warning", "FailedCreatePodSandBox", "host port 80 is in use", "")
 		},
 			"a   · FailedCreatePodSandBox: host port 80 is in use\nGiving up: pod a can't start (FailedCreatePodSandBox); --retry keeps trying, as kubelet does\n"},
@@ -221,7 +224,7 @@ func TestGivesUp(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			p := pod("a", "c")
 			s := newStage(t, p)
-			s.applied = func(*v1.Pod) error { tc.tell(s, p); return nil }
+			s.create = func() error { tc.tell(s, p); return nil }
 			code, _, words, err := s.run()
 			if code != 1 || err != nil || !strings.HasSuffix(words, tc.want) {
 				t.Errorf("code %d, %v, words:\n%s", code, err, words)
@@ -239,10 +242,11 @@ func TestDoesNotGiveUp(t *testing.T) {
 		retry bool
 		state v1.ContainerStatus
 	}{{false, ran}, {false, waiting("c", "ContainerCreating")}, {false, waiting("c", "CrashLoopBackOff")}, {true, waiting("c", "ErrImagePull")}} {
-		tally := newTally([]*v1.Pod{p}, tc.retry)
+		tally := newTally([]Runner{{Key: "Pod default/a", Pod: true}}, tc.retry)
 		seen := p.DeepCopy()
 		seen.Status.ContainerStatuses = []v1.ContainerStatus{tc.state}
-		tally.status(seen)
+		tally.status("Pod default/a", seen)
+		tally.judge(seen)
 		if why, over := tally.over(); over {
 			t.Errorf("%v: over: %s", tc, why)
 		}
@@ -254,24 +258,22 @@ func TestInterrupt(t *testing.T) {
 	s := newStage(t, p)
 	signals := make(chan os.Signal, 2)
 	s.cfg.Signals = signals
-	s.applied = func(*v1.Pod) error {
+	s.create = func() error {
 		s.status(p, v1.PodRunning)
 		signals <- syscall.SIGINT
 		return nil
 	}
-	remove := s.deleted
-	s.deleted = func(uid types.UID, grace *time.Duration) {
-		if grace == nil { // it won't listen
+	s.deleted = func(killed bool) bool {
+		if !killed { // it won't listen
 			signals <- syscall.SIGINT
-			return
 		}
-		remove(uid, grace)
+		return killed
 	}
 	code, _, words, err := s.run()
 	if code != 130 || err != nil {
 		t.Errorf("code %d, %v", code, err)
 	}
-	if got := strings.Join(s.calls, "; "); got != "apply a; delete uid-a; delete uid-a within 0s" {
+	if got := strings.Join(s.calls, "; "); got != "create; delete; kill" {
 		t.Errorf("calls: %s", got)
 	}
 	if !strings.Contains(words, "Stopping 1 pod, press Ctrl-C again to kill\n") || !strings.Contains(words, "Killing 1 pod\n") {
@@ -279,20 +281,53 @@ func TestInterrupt(t *testing.T) {
 	}
 }
 
-// A pod the engine refuses takes the others with it.
-func TestApplyFails(t *testing.T) {
-	a, b := pod("a", "c"), pod("b", "c")
-	s := newStage(t, a, b)
+// What the API refuses takes the rest with it.
+func TestCreateFails(t *testing.T) {
+	s := newStage(t, pod("a", "c"), pod("b", "c"))
 	refused := errors.New("refused")
-	s.applied = func(p *v1.Pod) error {
-		if p.Name == "b" {
-			return refused
-		}
-		return nil
-	}
+	s.create = func() error { return refused }
 	code, _, _, err := s.run()
-	if code != 1 || !errors.Is(err, refused) {
-		t.Errorf("code %d, %v", code, err)
+	if code != 1 || !errors.Is(err, refused) || strings.Join(s.calls, "; ") != "create; delete" {
+		t.Errorf("code %d, %v, calls %q", code, err, s.calls)
+	}
+}
+
+// A Job counts as its pods: when it has failed, and not for what it tried
+// again. What doesn't end isn't waited for the end of.
+func TestJob(t *testing.T) {
+	first, second := pod("j-1", "c"), pod("j-2", "c")
+	for _, failed := range []bool{false, true} {
+		s := newStage(t)
+		s.pods = []*v1.Pod{first, second}
+		s.cfg.Runners = []Runner{{Key: "Job default/j", Job: true}}
+		s.create = func() error {
+			for i, p := range s.pods {
+				q := p.DeepCopy()
+				q.Status.Phase, q.Status.ContainerStatuses = v1.PodFailed, []v1.ContainerStatus{ended("c", int32(4+i), i)}
+				if i == 1 && !failed {
+					q.Status.Phase, q.Status.ContainerStatuses = v1.PodSucceeded, []v1.ContainerStatus{ended("c", 0, i)}
+				}
+				s.events <- Event{Type: PodChanged, Of: "Job default/j", Pod: q}
+			}
+			s.events <- Event{Type: Recorded, Of: "Job default/j", Record: &timeline.Record{Type: "Warning", Reason: "BackoffLimitExceeded", Message: "it is enough"}}
+			s.events <- Event{Type: JobEnded, Of: "Job default/j", Failed: failed}
+			return nil
+		}
+		want := 0
+		if failed {
+			want = 4
+		}
+		code, _, words, err := s.run()
+		if code != want || err != nil || !strings.Contains(words, "Job default/j · BackoffLimitExceeded: it is enough\n") || !strings.Contains(words, "j-1/c · exited with code 4") {
+			t.Errorf("failed %v: code %d, %v, words:\n%s", failed, code, err, words)
+		}
+	}
+	endless := newTally([]Runner{{Key: "Pod default/j-1", Pod: true}, {Key: "Deployment default/d"}}, false)
+	done := first.DeepCopy()
+	done.Status.Phase = v1.PodSucceeded
+	endless.status("Pod default/j-1", done)
+	if _, over := endless.over(); over {
+		t.Error("a Deployment has ended")
 	}
 }
 
@@ -300,7 +335,7 @@ func TestQuiet(t *testing.T) {
 	p := pod("a", "c")
 	s := newStage(t, p)
 	s.cfg.Quiet = true
-	s.applied = func(*v1.Pod) error {
+	s.create = func() error {
 		s.log(p, "c", "only this")
 		s.status(p, v1.PodSucceeded, ended("c", 0, 1))
 		return nil
@@ -342,6 +377,8 @@ func TestSameNames(t *testing.T) {
 	a, b := pod("web", "c"), pod("web", "c")
 	b.Namespace, b.UID = "other", "uid-other"
 	talk := newTalk([]*v1.Pod{a, b}, true)
+	talk.meet(a)
+	talk.meet(b)
 	if got := talk.prefix(b.UID, "c", "|"); got != "\x1b[33mother/web/c   | \x1b[0m" {
 		t.Errorf("%q", got)
 	}
@@ -353,14 +390,15 @@ func TestSameNames(t *testing.T) {
 // The same sentence isn't said twice in a minute.
 func TestRepeats(t *testing.T) {
 	p := pod("a", "c")
-	talk := newTalk([]*v1.Pod{p}, false)
-	ev := engine.Event{Type: engine.Recorded, Pod: p, Record: &engine.Record{Type: "Warning", Reason: "Unhealthy", Message: "Readiness probe failed", Container: "c"}}
+	talk := newTalk(nil, false)
+	talk.meet(p)
+	r := &timeline.Record{Type: "Warning", Reason: "Unhealthy", Message: "Readiness probe failed", Container: "c"}
 	t0 := time.Unix(0, 0)
 	for _, tc := range []struct {
 		after time.Duration
 		want  int
 	}{{0, 1}, {10 * time.Second, 0}, {59 * time.Second, 0}, {61 * time.Second, 1}} {
-		if got := talk.record(ev, t0.Add(tc.after)); len(got) != tc.want {
+		if got := talk.record(p, r, t0.Add(tc.after)); len(got) != tc.want {
 			t.Errorf("after %s: %q", tc.after, got)
 		}
 	}

@@ -10,7 +10,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"unipod.dev/unipod/internal/engine"
+	"unipod.dev/unipod/internal/timeline"
 )
 
 // again is how long a sentence that was said about an object isn't repeated.
@@ -23,11 +23,13 @@ var silent = map[string]bool{"Created": true, "Scheduled": true}
 // goroutine; the rest belongs to one.
 type talk struct {
 	colour bool
-	width  int
 
 	mu      sync.Mutex
+	width   int
 	names   map[types.UID]string
-	colours map[string]string // by "uid/container"
+	colours map[string]string // by "namespace/name/container"
+	keys    map[types.UID]string
+	taken   map[string]string // a pod's name: the namespace that has it, "" for several
 
 	phase map[types.UID]string
 	ends  map[string]bool // "containerID" of ends that were told
@@ -37,22 +39,61 @@ type talk struct {
 // palette has the colours that can be told apart on dark and light grounds.
 var palette = []string{"36", "33", "32", "35", "34", "96", "93", "92", "95", "94"}
 
+// newTalk is told of the pods that are known to come, so that their lines
+// stand in one column from the first on.
 func newTalk(pods []*v1.Pod, colour bool) *talk {
 	t := &talk{
-		colour: colour, names: map[types.UID]string{}, colours: map[string]string{},
+		colour: colour, names: map[types.UID]string{}, colours: map[string]string{}, keys: map[types.UID]string{}, taken: map[string]string{},
 		phase: map[types.UID]string{}, ends: map[string]bool{}, said: map[string]time.Time{},
 	}
 	for _, pod := range pods {
-		t.names[pod.UID] = pod.Name
-		if slices.ContainsFunc(pods, func(o *v1.Pod) bool { return o.UID != pod.UID && o.Name == pod.Name }) {
-			t.names[pod.UID] = pod.Namespace + "/" + pod.Name
-		}
-		for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
-			t.colours[string(pod.UID)+"/"+c.Name] = palette[len(t.colours)%len(palette)]
-			t.width = max(t.width, len(t.names[pod.UID])+1+len(c.Name))
-		}
+		t.take(pod)
+	}
+	for _, pod := range pods {
+		t.widen(pod)
 	}
 	return t
+}
+
+// take enters a pod's name.
+func (t *talk) take(pod *v1.Pod) {
+	if ns, ok := t.taken[pod.Name]; ok && ns != pod.Namespace {
+		t.taken[pod.Name] = ""
+	} else {
+		t.taken[pod.Name] = pod.Namespace
+	}
+}
+
+// name is the pod's, with its namespace where another has the same.
+func (t *talk) name(pod *v1.Pod) string {
+	if t.taken[pod.Name] == "" {
+		return pod.Namespace + "/" + pod.Name
+	}
+	return pod.Name
+}
+
+// widen makes room for a pod's containers, and gives them colours.
+func (t *talk) widen(pod *v1.Pod) {
+	name := t.name(pod)
+	t.width = max(t.width, len(name))
+	for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
+		if key := pod.Namespace + "/" + pod.Name + "/" + c.Name; t.colours[key] == "" {
+			t.colours[key] = palette[len(t.colours)%len(palette)]
+		}
+		t.width = max(t.width, len(name)+1+len(c.Name))
+	}
+}
+
+// meet makes a pod known.
+func (t *talk) meet(pod *v1.Pod) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.keys[pod.UID] == "" {
+		t.take(pod)
+		t.keys[pod.UID] = pod.Namespace + "/" + pod.Name
+		t.names[pod.UID] = t.name(pod)
+	}
+	t.widen(pod)
 }
 
 // prefix is what stands before a line about a container, or about the pod
@@ -65,7 +106,7 @@ func (t *talk) prefix(uid types.UID, container, mark string) string {
 		name += "/" + container
 	}
 	text := fmt.Sprintf("%-*s %s ", t.width, name, mark)
-	if c := t.colours[string(uid)+"/"+container]; t.colour && c != "" {
+	if c := t.colours[t.keys[uid]+"/"+container]; t.colour && c != "" {
 		return "\x1b[" + c + "m" + text + "\x1b[0m"
 	}
 	return text
@@ -84,22 +125,34 @@ const (
 	bold   = "1"
 )
 
-// record has the words for one of the engine's records: kubelet's own.
-func (t *talk) record(ev engine.Event, now time.Time) []string {
-	r := ev.Record
+// record has the words for a sentence recorded about a pod: kubelet's own.
+func (t *talk) record(pod *v1.Pod, r *timeline.Record, now time.Time) []string {
 	if r == nil || silent[r.Reason] {
 		return nil
 	}
+	return t.once(t.prefix(pod.UID, r.Container, "·"), string(pod.UID)+"/"+r.Container, r, now)
+}
+
+// object has the words for one about another object: only warnings, what goes
+// well shows in its pods.
+func (t *talk) object(of string, r *timeline.Record, now time.Time) []string {
+	if r == nil || r.Type != v1.EventTypeWarning {
+		return nil
+	}
+	return t.once(of+" · ", of, r, now)
+}
+
+func (t *talk) once(prefix, about string, r *timeline.Record, now time.Time) []string {
 	text := strings.ReplaceAll(strings.TrimSpace(r.Message), "\n", " ")
 	if r.Type == v1.EventTypeWarning {
 		text = t.paint(yellow, r.Reason+": "+text)
 	}
-	key := string(ev.Pod.UID) + "/" + r.Container + "/" + text
+	key := about + "/" + text
 	if last, ok := t.said[key]; ok && now.Sub(last) < again {
 		return nil
 	}
 	t.said[key] = now
-	return []string{t.prefix(ev.Pod.UID, r.Container, "·") + text}
+	return []string{prefix + text}
 }
 
 // status has the words for what changed since the pod's last status.
