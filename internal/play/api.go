@@ -419,10 +419,10 @@ func (a *API) Delete(ctx context.Context) error {
 	return failed
 }
 
-// remove begins an object's end; its dependents end first.
+// remove begins the end of an object and of what it owns.
 func (a *API) remove(ctx context.Context, o *planned) error {
 	err := a.resource(o.mapping, o.GetNamespace()).Delete(ctx, o.GetName(), metav1.DeleteOptions{
-		Preconditions: &metav1.Preconditions{UID: &o.uid}, PropagationPolicy: ptr.To(metav1.DeletePropagationForeground),
+		Preconditions: &metav1.Preconditions{UID: &o.uid}, PropagationPolicy: ptr.To(metav1.DeletePropagationBackground),
 	})
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) { // gone, or another of the name
 		return nil

@@ -9,6 +9,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -34,7 +35,7 @@ func (a *API) Watch(ctx context.Context) <-chan Event {
 		{a.client.CoreV1().RESTClient(), "events", &v1.Event{}, cache.ResourceEventHandlerFuncs{AddFunc: w.event, UpdateFunc: newer(w.event)}},
 		{a.client.BatchV1().RESTClient(), "jobs", &batchv1.Job{}, cache.ResourceEventHandlerFuncs{AddFunc: w.job, UpdateFunc: newer(w.job)}},
 	} {
-		lw := cache.NewListWatchFromClient(each.client, each.resource, metav1.NamespaceAll, nil)
+		lw := cache.NewListWatchFromClient(each.client, each.resource, metav1.NamespaceAll, fields.Everything())
 		_, controller := cache.NewInformerWithOptions(cache.InformerOptions{ListerWatcher: lw, ObjectType: each.example, Handler: each.handler})
 		running.Go(func() { controller.RunWithContext(ctx) })
 	}
@@ -143,9 +144,7 @@ func containerOf(fieldPath string) string {
 // rootOf is the key of the object of the play that an object is or came of;
 // "" when it is nobody of ours.
 func (a *API) rootOf(ctx context.Context, kind string, m metav1.Object) string {
-	if m.GetAnnotations()[Annotation] == a.name {
-		return key(kind, m)
-	}
+	// Owners first: a Deployment's annotations are copied to its ReplicaSets.
 	for _, o := range m.GetOwnerReferences() {
 		gv, err := schema.ParseGroupVersion(o.APIVersion)
 		if err != nil {
@@ -154,6 +153,9 @@ func (a *API) rootOf(ctx context.Context, kind string, m metav1.Object) string {
 		if of := a.rootOfUID(ctx, gv.WithKind(o.Kind), m.GetNamespace(), o.Name, o.UID); of != "" {
 			return of
 		}
+	}
+	if m.GetAnnotations()[Annotation] == a.name {
+		return key(kind, m)
 	}
 	return ""
 }
