@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -15,14 +17,14 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
-	v1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 
-	"unipod.dev/unipod/internal/cri"
+	"unipod.dev/unipod/internal/cluster"
 	"unipod.dev/unipod/internal/engine"
-	"unipod.dev/unipod/internal/machine"
 	"unipod.dev/unipod/internal/manifest"
+	"unipod.dev/unipod/internal/node"
 	"unipod.dev/unipod/internal/play"
 	"unipod.dev/unipod/internal/progress"
 	"unipod.dev/unipod/internal/timeline"
@@ -30,24 +32,35 @@ import (
 
 type playFlags struct {
 	noColour, quiet, retry bool
-	since, output          string
+	since, output, node    string
 }
 
 func newPlay(g *global) *cobra.Command {
 	var f playFlags
 	cmd := &cobra.Command{
 		Use:   "play FILE|DIR|-...",
-		Short: "Run the pods of manifests in the foreground",
-		Long: `Run the pods of manifests in the foreground: pull their images, start them, show
-what their containers say, and end when they end.
+		Short: "Run manifests in the foreground",
+		Long: `Run manifests in the foreground: make their objects, pull images, start pods,
+show what the containers say, and end when they end.
 
-Manifests are YAML or JSON with any number of Pods, ConfigMaps and Secrets, from
-files, directories (*.yaml, *.yml, *.json) or standard input ("-"). They are
-checked as the API server checks them; when anything is wrong with any of them,
-every error is listed and nothing is started.
+Manifests are YAML or JSON with objects of any kind the Kubernetes API knows,
+from files, directories (*.yaml, *.yml, *.json) or standard input ("-"). The API
+checks all of them first; when anything is wrong with any of them, every error
+is listed with its file, line and field, and nothing is started. They are made
+in the order they need each other, whatever order they are written in. The pods
+of Deployments, Jobs and other controllers, custom ones included, are shown like
+Pods.
 
-Ctrl-C ends the pods gracefully, each within its terminationGracePeriodSeconds;
-a second Ctrl-C kills them. Nothing of them is left behind.
+The running node is used (unipod serve, or another play); where none runs, one
+is started for as long as the play lasts, with its API in memory. The other
+commands (unipod get, logs, exec, …) work beside it. --node always and never
+insist on one or the other.
+
+Pods and Jobs end by themselves, and the play with them. Others run until
+Ctrl-C, which removes what the play has made: pods end gracefully, each within
+its terminationGracePeriodSeconds; a second Ctrl-C kills them. Nothing of them
+is left behind. What was there before isn't touched: an object that exists is
+an error.
 
 When they have ended, a timeline of each pod's life is the summary (not with
 --quiet); --output makes it what the command prints.
@@ -56,7 +69,7 @@ A pod that can't start (its image can't be pulled, a volume is missing, a port
 is taken) ends the play; --retry keeps trying instead, as kubelet does.
 
 Exit codes:
-  0    all pods succeeded (restartPolicy Never or OnFailure)
+  0    all pods succeeded (restartPolicy Never or OnFailure; a Job's once it is complete)
   1    a pod couldn't start, or failed for no container's reason
   2    the arguments or manifests are wrong; nothing was started
   130  ended by Ctrl-C (143: by SIGTERM)
@@ -82,6 +95,7 @@ Exit codes:
 	cmd.Flags().StringVar(&f.since, "since", "", "leave out log lines before a time (RFC 3339) or older than a duration (10s)")
 	cmd.Flags().StringVarP(&f.output, "output", "o", "", "print the pods' timelines when they have ended, and all else to standard error: timeline, json or yaml")
 	g.endpointFlag(cmd)
+	cmd.Flags().StringVar(&f.node, "node", "auto", "use the running node: auto (if there is one), always or never")
 	cmd.Flags().BoolVar(&f.retry, "retry", false, "keep trying with pods that can't start, as kubelet does")
 	return cmd
 }
@@ -91,7 +105,10 @@ func (g *global) play(cmd *cobra.Command, paths []string, f playFlags) error {
 	if err != nil {
 		return err
 	}
-	objects, err := manifest.Load(paths, cmd.InOrStdin())
+	if !slices.Contains([]string{"auto", "always", "never"}, f.node) {
+		return usage("--node %q: auto, always and never are the choices", f.node)
+	}
+	set, err := manifest.Read(paths, cmd.InOrStdin())
 	if err != nil {
 		return &codeError{exitUsage, err}
 	}
@@ -103,8 +120,8 @@ func (g *global) play(cmd *cobra.Command, paths []string, f playFlags) error {
 	default:
 		return usage("--output %q: timeline, json and yaml are the formats there are", f.output)
 	}
-	if len(objects.Pods) == 0 {
-		return usage("%s: no Pod in it, nothing to play", strings.Join(paths, ", "))
+	if !play.Plays(set.Objects) {
+		return usage("%s: nothing in it that pods come of, nothing to play", strings.Join(paths, ", "))
 	}
 	screen := progress.NewScreen(out, os.Stderr, f.noColour)
 	defer screen.Close()
@@ -113,7 +130,7 @@ func (g *global) play(cmd *cobra.Command, paths []string, f playFlags) error {
 	if !g.debug {
 		slog.SetDefault(slog.New(notOfPods{slog.Default().Handler()}))
 	}
-	for _, w := range objects.Warnings {
+	for _, w := range set.Warnings {
 		screen.Say("warning: %s", w)
 	}
 	// From here on signals end pods, not the program.
@@ -122,8 +139,8 @@ func (g *global) play(cmd *cobra.Command, paths []string, f playFlags) error {
 	defer signal.Stop(signals)
 
 	var lives []timeline.Timeline
-	code, err := g.playObjects(cmd.Context(), objects, play.Config{
-		Pods: objects.Pods, Screen: screen, Quiet: f.quiet, Since: since, Retry: f.retry, Signals: signals,
+	code, err := g.playSet(cmd.Context(), set, f.node, play.Config{
+		Screen: screen, Quiet: f.quiet, Since: since, Retry: f.retry, Signals: signals,
 		Finished: func(all []timeline.Timeline) { lives = all },
 	})
 	err = errors.Join(err, tellLives(cmd.OutOrStdout(), screen, f, lives))
@@ -200,49 +217,122 @@ func (h notOfPods) WithAttrs(attrs []slog.Attr) slog.Handler {
 
 func (h notOfPods) WithGroup(name string) slog.Handler { return notOfPods{h.Handler.WithGroup(name)} }
 
-// playObjects plays on the running node or on one of its own.
-func (g *global) playObjects(ctx context.Context, objects *manifest.Objects, cfg play.Config) (code int, err error) {
-	n, err := g.openNode(ctx)
+// playSet plays on the running node or on one of its own.
+func (g *global) playSet(ctx context.Context, set *manifest.Set, where string, cfg play.Config) (code int, err error) {
+	n, err := g.playNode(ctx, where)
 	if err != nil {
 		return exitFailure, err
 	}
 	defer func() { err = errors.Join(err, n.Close(ctx)) }()
-	if err := play.Sweep(ctx, g.root, n.CRI()); err != nil {
-		return exitFailure, err
-	}
 	claim, err := play.NewClaim(g.root)
 	if err != nil {
 		return exitFailure, err
 	}
 	defer func() { err = errors.Join(err, claim.Release(ctx)) }()
-	for _, pod := range objects.Pods {
-		claim.Mark(pod)
+	api := play.APIConfig{Name: claim.Name(), Objects: set.Objects, Note: func(p manifest.Place, text string) { cfg.Screen.Say("note: %s: %s", p, text) }}
+	if n.InProcess() || n.Foreign() {
+		c, err := g.playCluster(ctx, n, claim, cfg)
+		if err != nil {
+			return exitFailure, err
+		}
+		defer func() {
+			err = errors.Join(waitForOthers(ctx, claim, cfg), c.Close())
+		}()
+		api.Client, cfg.LogDir, cfg.OwnLogs = c.API().Loopback(), claim.LogDir(), true
+	} else {
+		if api.Client, err = g.runningAPI(ctx); err != nil {
+			return exitFailure, err
+		}
+		if cfg.LogDir, err = play.HostLogs(g.root); err != nil {
+			return exitFailure, err
+		}
+		cfg.LogDir = cmp.Or(cfg.LogDir, filepath.Join(g.root, "logs"))
+		// The objects outlive this process: whoever comes after it must know.
+		api.Journal = claim.Journal
+		if err := play.Sweep(ctx, g.root, n.CRI(), api.Client); err != nil {
+			return exitFailure, err
+		}
 	}
-	service := n.CRI()
-	if !cfg.Quiet && !n.Foreign() {
+	world, err := play.NewAPI(api)
+	if err != nil {
+		return exitFailure, err
+	}
+	if err := world.Check(ctx); err != nil {
+		return exitUsage, err
+	}
+	cfg.World = world
+	cfg.Runners, cfg.Pods = world.Runners(set.Objects)
+	return play.Run(ctx, cfg)
+}
+
+// playNode is the node that --node asks for.
+func (g *global) playNode(ctx context.Context, where string) (*node.Node, error) {
+	if where == "auto" {
+		return g.openNode(ctx)
+	}
+	if where == "always" {
+		return g.connectNode(ctx)
+	}
+	if err := needRoot(); err != nil {
+		return nil, err
+	}
+	return node.Open(ctx, g.nodeConfig())
+}
+
+// playCluster is an API of the play's own, in memory, on its own node.
+func (g *global) playCluster(ctx context.Context, n *node.Node, claim *play.Claim, cfg play.Config) (*cluster.Cluster, error) {
+	if err := play.Sweep(ctx, g.root, n.CRI(), nil); err != nil {
+		return nil, err
+	}
+	keep, err := play.Others(ctx, n.CRI())
+	if err != nil {
+		return nil, err
+	}
+	if err := claim.Host(); err != nil {
+		return nil, err
+	}
+	service := claim.Marked(n.CRI())
+	if !cfg.Quiet {
 		service = &pullsShown{Service: service, images: n.Images(), screen: cfg.Screen}
 	}
-	ecfg := engine.Config{Dir: claim.PodsDir(), LogDir: claim.LogDir(), KeepLogs: true, Objects: objectSource{objects}}
-	e, err := newEngine(service, g.root, ecfg)
+	// Any port: a play comes and goes, and shares the machine with others.
+	return cluster.Start(ctx, cluster.Config{
+		CRI: service, Streams: n.Streams(), Root: g.root, Run: g.run, Memory: true, Keep: keep,
+		API: []string{"127.0.0.1:0"}, Kubelet: "127.0.0.1:0",
+		Engine: engine.Config{Dir: claim.PodsDir(), LogDir: claim.LogDir(), KeepLogs: true},
+	})
+}
+
+// startPatience is how long a node that another process has just started has
+// until its API answers.
+const startPatience = 10 * time.Second
+
+// runningAPI is the running node's API.
+func (g *global) runningAPI(ctx context.Context) (*rest.Config, error) {
+	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	for {
+		client, err := clientcmd.BuildConfigFromFlags("", filepath.Join(g.run, cluster.KubeconfigName))
+		if err == nil {
+			if err = answers(ctx, client); err == nil {
+				return client, nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("the node in %s has no Kubernetes API (unipod serve --only cri has none): %w", g.run, err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// answers asks an API whether it is ready.
+func answers(ctx context.Context, client *rest.Config) error {
+	d, err := discovery.NewDiscoveryClientForConfig(client)
 	if err != nil {
-		return exitFailure, err
+		return err
 	}
-	limits, err := newLimitKeeper(service, e, ecfg)
-	if err != nil {
-		return exitFailure, err
-	}
-	running, stop := context.WithCancel(ctx)
-	done := make(chan error, 2)
-	go func() { done <- e.Run(running) }()
-	go func() { done <- limits.Run(running) }()
-	cfg.Engine, cfg.LogDir = e, claim.LogDir()
-	code, err = play.Run(ctx, cfg)
-	stop()
-	err = errors.Join(err, <-done, <-done)
-	if n.InProcess() {
-		err = errors.Join(err, waitForOthers(ctx, claim, cfg))
-	}
-	return code, err
+	return d.RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
 }
 
 // waitForOthers keeps this process's node for the plays that use it; a signal
@@ -260,36 +350,6 @@ func waitForOthers(ctx context.Context, claim *play.Claim, cfg play.Config) erro
 	return claim.Others(ctx, func() {
 		cfg.Screen.Say("Another play uses this node: staying until it ends (Ctrl-C leaves it alone)")
 	})
-}
-
-// newEngine completes cfg by what the machine is.
-func newEngine(service cri.Service, root string, cfg engine.Config) (*engine.Engine, error) {
-	var err error
-	if cfg.NodeName, err = machine.Name(); err != nil {
-		return nil, err
-	}
-	if cfg.Node, err = machine.Describe(root); err != nil {
-		return nil, err
-	}
-	cfg.CRI = service
-	return engine.New(cfg)
-}
-
-// objectSource gives the engine the ConfigMaps and Secrets of the manifests.
-type objectSource struct{ *manifest.Objects }
-
-func (o objectSource) ConfigMap(namespace, name string) (*v1.ConfigMap, error) {
-	if m, ok := o.ConfigMaps[types.NamespacedName{Namespace: namespace, Name: name}]; ok {
-		return m, nil
-	}
-	return nil, apierrors.NewNotFound(v1.Resource("configmap"), name)
-}
-
-func (o objectSource) Secret(namespace, name string) (*v1.Secret, error) {
-	if s, ok := o.Secrets[types.NamespacedName{Namespace: namespace, Name: name}]; ok {
-		return s, nil
-	}
-	return nil, apierrors.NewNotFound(v1.Resource("secret"), name)
 }
 
 // parseSince reads --since: a time or how long ago it was.

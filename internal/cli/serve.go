@@ -134,7 +134,7 @@ func (g *global) serve(cmd *cobra.Command, f serveFlags) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.Close(context.WithoutCancel(ctx))) }()
-	if err := play.Sweep(ctx, g.root, n.CRI()); err != nil {
+	if err := play.Sweep(ctx, g.root, n.CRI(), nil); err != nil {
 		slog.Warn("cleaning up after killed plays", "error", err)
 	}
 	if n.Foreign() {
@@ -162,6 +162,9 @@ func (g *global) serveCluster(ctx context.Context, n *node.Node, f serveFlags, r
 		return err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
+	if err := play.Sweep(ctx, g.root, n.CRI(), c.API().Loopback()); err != nil {
+		slog.Warn("cleaning up after killed plays", "error", err)
+	}
 	group, gctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		select {

@@ -93,7 +93,7 @@ var house = map[string]rule{
 	"internal/anatomy/local": {10, []string{"internal/anatomy", "internal/runtime"}, "the one face that reads the runtime's records"},
 	"internal/bench":         {9, []string{"internal/cri", "internal/sys"}, "measures any CRI endpoint, and the bare system calls"},
 	"internal/static":        {9, []string{"internal/manifest", "internal/engine", "internal/cri"}, "the engine's pods from a directory"},
-	"internal/play":          {9, []string{"internal/manifest", "internal/logview", "internal/progress", "internal/timeline"}, "an API's objects in the foreground"},
+	"internal/play":          {9, []string{"internal/manifest", "internal/volume", "internal/logview", "internal/progress", "internal/timeline", "internal/cri"}, "an API's objects in the foreground"},
 	"internal/cluster": {10, []string{"internal/cri", "internal/engine", "internal/machine", "internal/pki", "internal/store", "internal/apiserver", "internal/controllers", "internal/scheduler",
 		"internal/klogs", "internal/agent", "internal/kubeletapi", "internal/stats", "internal/upkeep", "internal/shutdown", "internal/static", "internal/sys"}, "the one place where the upper half is put together"},
 	"internal/kubectl": {10, nil, "upstream's commands on the node's kubeconfig; knows nothing else of a node"},

@@ -335,7 +335,7 @@ func TestSweep(t *testing.T) {
 	root := t.TempDir()
 	configMaps := client.CoreV1().ConfigMaps("default")
 	makeMap := func(name, claim string, uid bool) play.Made {
-		m, err := configMaps.Create(t.Context(), &v1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{play.Annotation: c.Name()}}}, metav1.CreateOptions{})
+		m, err := configMaps.Create(t.Context(), &v1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{play.Annotation: claim}}}, metav1.CreateOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -367,7 +367,11 @@ func TestSweep(t *testing.T) {
 	if err := errors.Join(os.WriteFile(filepath.Join(killed, "objects.json"), journaled, 0o600), alive.Journal([]play.Made{other})); err != nil {
 		t.Fatal(err)
 	}
-	if err := play.Sweep(t.Context(), root, cfg); err != nil {
+	// Without an API it waits.
+	if err := play.Sweep(t.Context(), root, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := play.Sweep(t.Context(), root, nil, cfg); err != nil {
 		t.Fatal(err)
 	}
 	list, err := configMaps.List(t.Context(), metav1.ListOptions{})
@@ -405,7 +409,7 @@ func TestSweep(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- next.Others(t.Context(), func() { waits <- true }) }()
 	<-waits
-	if err := alive.Release(); err != nil {
+	if err := alive.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-done; err != nil {
@@ -414,7 +418,7 @@ func TestSweep(t *testing.T) {
 	if err := next.Others(t.Context(), func() { t.Error("waits for nobody") }); err != nil {
 		t.Fatal(err)
 	}
-	if err := next.Release(); err != nil {
+	if err := next.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if left, _ := filepath.Glob(filepath.Join(root, "play", "[^.]*")); len(left) > 0 {
