@@ -132,7 +132,7 @@ wrong, and nothing was done. play and exec return a container's own code.`,
 		commands  []*cobra.Command
 	}{
 		{"pods", "Run pods", []*cobra.Command{newPlay(g), newServe(g)}},
-		{"seen", "Look at what runs", []*cobra.Command{newPs(g), newLogs(g), newExec(g), newAnatomy(g)}},
+		{"seen", "Look at what runs", []*cobra.Command{newPs(g), newAnatomy(g)}},
 		{"node", "The node", []*cobra.Command{newImage(g), newBench(g), newVersion()}},
 	} {
 		cmd.AddGroup(&cobra.Group{ID: group.id, Title: group.title + ":"})

@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 
 	"unipod.dev/unipod/internal/image"
@@ -36,7 +35,7 @@ func TestUsageErrors(t *testing.T) {
 	for _, args := range [][]string{
 		{"frobnicate"}, {"play"}, {"anatomy"}, {"anatomy", "a", "b"}, {"play", "--nope", "x"}, {"image", "pull"}, {"version", "x"},
 		{"play", "--since", "yesterday", "x"}, {"play", "/no/such/file"}, {"serve", "--only", "api"}, {"serve", "--only", "cri", "--manifests", "x"},
-		{"exec", "p"}, {"exec", "-t", "p", "sh"}, {"bench", "--pods", "0"}, {"image", "rm"},
+		{"play", "--node", "sometimes", "x"}, {"bench", "--pods", "0"}, {"image", "rm"},
 	} {
 		root := newRoot()
 		var out bytes.Buffer
@@ -64,49 +63,6 @@ func TestParseSince(t *testing.T) {
 		if _, err := parseSince(in, now); err == nil {
 			t.Errorf("parseSince(%q) passed", in)
 		}
-	}
-}
-
-func TestFindPod(t *testing.T) {
-	now := time.Now()
-	pods := []podView{
-		{Namespace: "default", Name: "web", UID: "1", SandboxID: "old", Created: now},
-		{Namespace: "default", Name: "web", UID: "1", SandboxID: "new", Created: now.Add(time.Second)},
-		{Namespace: "a", Name: "db", UID: "2", SandboxID: "db-a"},
-		{Namespace: "b", Name: "db", UID: "3", SandboxID: "db-b"},
-	}
-	for name, want := range map[string]string{"web": "new", "default/web": "new", "1": "new", "b/db": "db-b", "2": "db-a"} {
-		if p, err := findPod(pods, name); err != nil || p.SandboxID != want {
-			t.Errorf("findPod(%s) = %+v, %v", name, p, err)
-		}
-	}
-	if _, err := findPod(pods, "db"); err == nil || !strings.Contains(err.Error(), "several") {
-		t.Errorf("an ambiguous name: %v", err)
-	}
-	if _, err := findPod(pods, "none"); !errdefs.IsNotFound(err) {
-		t.Errorf("an unknown name: %v", err)
-	}
-}
-
-func TestChooseContainer(t *testing.T) {
-	p := &podView{Name: "p", Containers: []containerView{
-		{Name: "init", State: "EXITED"}, {Name: "b", ID: "b0", State: "EXITED"}, {Name: "b", ID: "b1", State: "RUNNING", Restarts: 1},
-	}}
-	for _, name := range []string{"", "b"} {
-		if c, err := p.container(name); err != nil || c.ID != "b1" {
-			t.Errorf("container(%q) = %+v, %v", name, c, err)
-		}
-	}
-	if _, err := p.container("c"); !errdefs.IsNotFound(err) {
-		t.Errorf("an unknown container: %v", err)
-	}
-	p.Containers = append(p.Containers, containerView{Name: "a", State: "RUNNING"})
-	if _, err := p.container(""); err == nil || !strings.HasSuffix(err.Error(), "a, b") {
-		t.Errorf("several: %v", err)
-	}
-	p.Containers = nil
-	if _, err := p.container(""); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("none: %v", err)
 	}
 }
 

@@ -236,7 +236,7 @@ func (g *global) playSet(ctx context.Context, set *manifest.Set, where string, c
 			return exitFailure, err
 		}
 		defer func() {
-			err = errors.Join(waitForOthers(ctx, claim, cfg), c.Close())
+			err = errors.Join(err, waitForOthers(ctx, claim, cfg), c.Close(), claim.EndPods(ctx, n.CRI()))
 		}()
 		api.Client, cfg.LogDir, cfg.OwnLogs = c.API().Loopback(), claim.LogDir(), true
 	} else {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/spf13/cobra"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -54,7 +55,7 @@ func readPods(ctx context.Context, service cri.Runtime) ([]podView, error) {
 			State: strings.TrimPrefix(s.State.String(), "SANDBOX_"), IPs: []string{}, Created: time.Unix(0, s.CreatedAt), Containers: []containerView{},
 		}
 		status, err := service.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: s.Id})
-		if errdefs.IsNotFound(fromGRPC(err)) {
+		if err != nil && errdefs.IsNotFound(errgrpc.ToNative(err)) {
 			continue // it has just been removed
 		}
 		if err != nil {
@@ -80,54 +81,6 @@ func readPods(ctx context.Context, service cri.Runtime) ([]podView, error) {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), b.Created.Compare(a.Created))
 	})
 	return pods, nil
-}
-
-// findPod picks the pod that name means: name, namespace/name or UID. The
-// newest sandbox of a pod is meant.
-func findPod(pods []podView, name string) (*podView, error) {
-	var found *podView
-	for i := range pods {
-		p := &pods[i]
-		if name != p.Name && name != p.Namespace+"/"+p.Name && name != p.UID {
-			continue
-		}
-		if found != nil && found.UID != p.UID {
-			return nil, usage("pod %q means several pods; name one as namespace/name or by its UID", name)
-		}
-		if found == nil || p.Created.After(found.Created) {
-			found = p
-		}
-	}
-	if found == nil {
-		return nil, fmt.Errorf("pod %q: %w on this node (unipod ps lists the pods)", name, errdefs.ErrNotFound)
-	}
-	return found, nil
-}
-
-// container picks a container of the pod: the one named, or the only one that
-// isn't an exited one.
-func (p *podView) container(name string) (*containerView, error) {
-	var found []*containerView
-	for i := range p.Containers {
-		c := &p.Containers[i]
-		if c.Name == name || name == "" && c.State == "RUNNING" {
-			found = append(found, c)
-		}
-	}
-	switch {
-	case len(found) == 0 && name == "":
-		return nil, fmt.Errorf("pod %s has no running container: %w", p.Name, errdefs.ErrFailedPrecondition)
-	case len(found) == 0:
-		return nil, fmt.Errorf("pod %s has no container %q: %w", p.Name, name, errdefs.ErrNotFound)
-	case len(found) > 1 && name == "":
-		var names []string
-		for _, c := range found {
-			names = append(names, c.Name)
-		}
-		slices.Sort(names)
-		return nil, usage("pod %s has several containers, choose one with -c: %s", p.Name, strings.Join(names, ", "))
-	}
-	return slices.MaxFunc(found, func(a, b *containerView) int { return cmp.Compare(a.Restarts, b.Restarts) }), nil
 }
 
 func newPs(g *global) *cobra.Command {

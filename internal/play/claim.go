@@ -91,6 +91,12 @@ func (c *Claim) Release(ctx context.Context) error {
 	return removeDir(ctx, c.dir)
 }
 
+// EndPods removes what the play's own node, which has ended, has left of its
+// pods in the runtime: an API's pod is gone a moment before its sandbox.
+func (c *Claim) EndPods(ctx context.Context, runtime cri.Runtime) error {
+	return removePods(ctx, runtime, c.name)
+}
+
 // Host says that the play runs the node, for others who use it ([HostLogs]).
 func (c *Claim) Host() error { return os.MkdirAll(c.LogDir(), 0o700) }
 

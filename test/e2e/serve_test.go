@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"unipod.dev/unipod/internal/anatomy"
+	"unipod.dev/unipod/internal/machine"
 )
 
 // TestServeRestart: pods of a directory run, don't notice that the node is
@@ -31,16 +32,21 @@ func TestServeRestart(t *testing.T) {
 	}
 
 	second := n.start("serve", "--manifests", manifests)
-	second.until("keeping pods running")
+	second.until("serving the Kubernetes API")
 	after := running(t, n)
 	if after.SandboxID != before.SandboxID || after.Containers[0].ID != before.Containers[0].ID || after.Containers[0].Process.PID != before.Containers[0].Process.PID {
 		t.Errorf("the pod was made anew:\nbefore %+v\nafter  %+v", before, after)
 	}
 	// The node that adopted it serves it: its exec, its logs.
-	if code, out := n.do("exec", "p", "--", "echo", "adopted"); code != 0 || out != "adopted\n" {
+	host, err := machine.Name()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mirror := "p-" + host // a pod of a file, as the API has it
+	if code, out := n.do("exec", mirror, "--", "echo", "adopted"); code != 0 || out != "adopted\n" {
 		t.Errorf("exec: code %d, %q", code, out)
 	}
-	if code, out := n.do("logs", "p"); code != 0 || out != "a | up\n" {
+	if code, out := n.do("logs", mirror); code != 0 || out != "up\n" {
 		t.Errorf("logs: code %d, %q", code, out)
 	}
 	// A play beside it uses the node that is there.
