@@ -20,7 +20,7 @@ func TestServeRestart(t *testing.T) {
 	manifests := filepath.Join(filepath.Dir(n.root), "manifests")
 	n.file("manifests/p.yaml", fmt.Sprintf(podHead, "Always")+container("a", "trap 'exit 0' TERM; echo up; while sleep 0.1; do :; done"))
 	first := n.start("serve", "--manifests", manifests)
-	first.until("started")
+	first.until("Container started")
 	before := running(t, n)
 
 	first.signal(syscall.SIGKILL)
