@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"time"
@@ -70,6 +71,7 @@ func (s *Server) laterObjects(c Config) {
 		make func() error
 	}{
 		{"the Service default/kubernetes", func() error { return s.ownService(c) }},
+		{"the ConfigMap " + metav1.NamespaceSystem + "/" + trustMap, func() error { return s.trust(c.PKI.CABundlePEM()) }},
 		{"the default roles", func() error {
 			if err := s.defaultRoles(); err != nil {
 				return err
@@ -127,6 +129,26 @@ func (s *Server) ownService(c Config) error {
 	adapter := reconcilers.NewEndpointsAdapter(s.client.CoreV1(), s.client.DiscoveryV1())
 	ports := []corev1.EndpointPort{{Name: "https", Protocol: corev1.ProtocolTCP, Port: int32(c.Advertise.Port())}}
 	return reconcilers.NewMasterCountEndpointReconciler(1, adapter).ReconcileEndpoints(kubernetesService, net.IP(c.Advertise.Addr().AsSlice()), ports, true)
+}
+
+// trustMap is where servers that extend the API read by what authority its
+// clients are verified, upstream's name.
+const trustMap = "extension-apiserver-authentication"
+
+func (s *Server) trust(ca []byte) error {
+	want := map[string]string{"client-ca-file": string(ca)}
+	client := s.client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+	have, err := client.Get(s.stopping, trustMap, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		_, err = client.Create(s.stopping, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: trustMap}, Data: want}, metav1.CreateOptions{})
+		return err
+	}
+	if err != nil || maps.Equal(have.Data, want) {
+		return err
+	}
+	have.Data = want
+	_, err = client.Update(s.stopping, have, metav1.UpdateOptions{})
+	return err
 }
 
 // firstAddress is what upstream gives the Service default/kubernetes.

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -57,9 +58,15 @@ rules:
 `
 
 func TestMain(m *testing.M) {
+	UpstreamLogs(slog.New(slog.DiscardHandler))
 	code := m.Run()
 	if theWorld.close != nil {
 		theWorld.close()
+		// Upstream's token cache sweeps as long as the process lives.
+		if err := goleak.Find(goleak.IgnoreAnyFunction("k8s.io/apimachinery/pkg/util/wait.Forever")); err != nil && code == 0 {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
 	}
 	os.Exit(code)
 }
@@ -81,7 +88,6 @@ func start(t *testing.T) *world {
 }
 
 func newWorld() (_ *world, stop func(), err error) {
-	UpstreamLogs(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError + 1})))
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	dir, err := os.MkdirTemp("", "apiserver")
 	if err != nil {
@@ -269,4 +275,8 @@ func httpClient(t *testing.T, c *rest.Config) *http.Client {
 		t.Fatal(err)
 	}
 	return h
+}
+
+func newClient(s *Server) (*kubernetes.Clientset, error) {
+	return kubernetes.NewForConfig(s.Loopback())
 }
