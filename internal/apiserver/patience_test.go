@@ -23,9 +23,9 @@ func TestPatience(t *testing.T) {
 }
 
 func testPatience(t *testing.T, h2 bool) {
-	const patience = 200 * time.Millisecond
+	const patience, much = 200 * time.Millisecond, 3 * time.Second
 	ended := make(chan error, 1)
-	srv := httptest.NewUnstartedServer(withPatience(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+	var handler http.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if req.URL.Path == "/silent" {
 			w.(http.Flusher).Flush()
 			time.Sleep(3 * patience)
@@ -37,7 +37,15 @@ func testPatience(t *testing.T, h2 bool) {
 		// One write is many times what a connection holds.
 		_, err := w.Write(bytes.Repeat([]byte("x"), 32<<20))
 		ended <- err
-	}), patience))
+	})
+	impatient, slow := withPatience(handler, patience), withPatience(handler, much)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.URL.Path == "/slow" {
+			slow.ServeHTTP(w, req)
+		} else {
+			impatient.ServeHTTP(w, req)
+		}
+	}))
 	srv.EnableHTTP2 = h2
 	if h2 {
 		if err := http2.ConfigureServer(srv.Config, nil); err != nil {
@@ -72,8 +80,8 @@ func testPatience(t *testing.T, h2 bool) {
 	// Slower in all than patience, but never without reading for so long.
 	resp = get("/slow")
 	n := int64(0)
-	for start := time.Now(); time.Since(start) < 4*patience; time.Sleep(patience / 20) {
-		m, err := io.CopyN(io.Discard, resp.Body, 256<<10)
+	for start := time.Now(); time.Since(start) < much+much/4; time.Sleep(10 * time.Millisecond) {
+		m, err := io.CopyN(io.Discard, resp.Body, 64<<10)
 		if n += m; err != nil {
 			t.Fatalf("after %d bytes: %v", n, err)
 		}
