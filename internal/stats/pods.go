@@ -3,6 +3,7 @@ package stats
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,8 +11,6 @@ import (
 	"syscall"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -29,17 +28,17 @@ func (p *Provider) podStats(ctx context.Context, only types.UID, disks bool) ([]
 	if only != "" {
 		selector[podspec.LabelPodUID] = string(only)
 	}
-	resp, err := p.cfg.CRI.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{LabelSelector: selector}})
 	var list []*runtimeapi.PodSandboxStats
-	switch {
-	case err == nil:
+	resp, err := p.cfg.CRI.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{LabelSelector: selector}})
+	if err == nil {
 		list = resp.Stats
-	case status.Code(err) == codes.Unimplemented || !p.hasPodStats(ctx):
-		if list, err = p.fromContainers(ctx, selector); err != nil {
-			return nil, err
+	} else {
+		// Some runtimes know no figures of pods, and containerd 1.6 none of those
+		// whose control group it has chosen itself.
+		var cerr error
+		if list, cerr = p.fromContainers(ctx, selector); cerr != nil {
+			return nil, errors.Join(fmt.Errorf("asking the runtime for the figures of its pods: %w", err), cerr)
 		}
-	default:
-		return nil, fmt.Errorf("asking the runtime for the figures of its pods: %w", err)
 	}
 	pods := map[string]*v1.Pod{}
 	for _, pod := range p.cfg.Pods() {
@@ -62,13 +61,6 @@ func (p *Provider) podStats(ctx context.Context, only types.UID, disks bool) ([]
 		return cmp.Or(cmp.Compare(a.PodRef.Namespace, b.PodRef.Namespace), cmp.Compare(a.PodRef.Name, b.PodRef.Name), cmp.Compare(a.PodRef.UID, b.PodRef.UID))
 	})
 	return all, nil
-}
-
-// hasPodStats tells whether a runtime that failed knows figures of pods at all:
-// containerd 1.6 fails with an error of no special kind.
-func (p *Provider) hasPodStats(ctx context.Context) bool {
-	_, err := p.cfg.CRI.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{Id: "none"}})
-	return err == nil
 }
 
 // fromContainers makes figures of pods from those of their containers.
