@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/clock"
 
+	"unipod.dev/unipod/internal/klogs"
 	"unipod.dev/unipod/internal/pki"
 	"unipod.dev/unipod/internal/store"
 )
@@ -58,7 +59,7 @@ rules:
 `
 
 func TestMain(m *testing.M) {
-	UpstreamLogs(slog.New(slog.DiscardHandler))
+	klogs.Install(slog.New(slog.DiscardHandler))
 	code := m.Run()
 	if theWorld.close != nil {
 		theWorld.close()

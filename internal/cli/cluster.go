@@ -21,6 +21,7 @@ const etcKubeconfig = "/etc/unipod/kubeconfig"
 type clusterFlags struct {
 	api, services, labels []string
 	kubelet               string
+	auditPolicy, auditLog string
 	ephemeral             bool
 }
 
@@ -29,12 +30,18 @@ func (f *clusterFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.kubelet, "kubelet-address", cluster.DefaultKubelet, "address of kubelet's HTTP: logs, streams, metrics")
 	fl.StringSliceVar(&f.services, "service-cidr", nil, "networks of Services' addresses, one or one of each family (default 10.67.0.0/16,fd75:6e69:706f:65::/112)")
 	fl.StringSliceVar(&f.labels, "node-labels", nil, "labels (key=value) of the node when it is registered first")
+	fl.StringVar(&f.auditPolicy, "audit-policy", "", "file with an audit.k8s.io Policy, by which requests are logged to --audit-log")
+	fl.StringVar(&f.auditLog, "audit-log", "", "file of the audit log")
 	fl.BoolVar(&f.ephemeral, "ephemeral", false, "keep the API's objects and keys in memory: they end with the process")
 }
 
 // complete puts what the flags say into cfg.
 func (f *clusterFlags) complete(cfg *cluster.Config, g *global) error {
 	cfg.Root, cfg.Run, cfg.Memory, cfg.API, cfg.Kubelet = g.root, g.run, f.ephemeral, f.api, f.kubelet
+	if (f.auditPolicy == "") != (f.auditLog == "") {
+		return usage("--audit-policy and --audit-log are given both or not at all")
+	}
+	cfg.AuditPolicy, cfg.AuditLog = f.auditPolicy, f.auditLog
 	for _, s := range f.services {
 		_, n, err := net.ParseCIDR(s)
 		if err != nil {

@@ -94,6 +94,8 @@ type Config struct {
 	// Services are the networks of cluster IPs, one or one of each family;
 	// default [DefaultServices].
 	Services []*net.IPNet
+	// AuditPolicy and AuditLog: see package apiserver.
+	AuditPolicy, AuditLog string
 	// Kubeconfigs are further places for the administrator's kubeconfig.
 	Kubeconfigs []string
 
@@ -135,6 +137,7 @@ type Cluster struct {
 	api    *apiserver.Server
 	client kubernetes.Interface
 	engine *engine.Engine
+	usage  usage
 	server string // the API's URL
 	admin  *pki.Certificate
 

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -19,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/component-base/version"
 	"k8s.io/kubernetes/pkg/kubelet/client"
+	metrics "k8s.io/metrics/pkg/apis/metrics/v1beta1"
 
 	"unipod.dev/unipod/internal/agent"
 	"unipod.dev/unipod/internal/agent/objects"
@@ -88,6 +90,7 @@ func (c *Cluster) startNode(ctx context.Context, listener net.Listener) (ready <
 	if err != nil {
 		return nil, err
 	}
+	c.usage.set(stats.NewUsage(figures, object.Node))
 	a, err := agent.New(agent.Config{
 		Client: c.client, Informers: shared, NodeName: cfg.NodeName, Engine: c.engine, Objects: sources, Node: object,
 		StaticLoaded: cfg.StaticLoaded, Keep: cfg.Keep, Clock: cfg.Clock, Log: cfg.Log,
@@ -139,6 +142,28 @@ func (c *Cluster) engineConfig(api *objects.Source) (e engine.Config, err error)
 		return class.Handler, nil
 	}
 	return e, nil
+}
+
+// usage is metrics.k8s.io's source: the API is there before the node that is
+// measured.
+type usage struct{ now atomic.Pointer[stats.Usage] }
+
+var errNoNode = apierrors.NewServiceUnavailable("the node isn't measured yet")
+
+func (u *usage) set(to *stats.Usage) { u.now.Store(to) }
+
+func (u *usage) NodeMetrics(ctx context.Context) ([]metrics.NodeMetrics, error) {
+	if source := u.now.Load(); source != nil {
+		return source.NodeMetrics(ctx)
+	}
+	return nil, errNoNode
+}
+
+func (u *usage) PodMetrics(ctx context.Context, namespace string) ([]metrics.PodMetrics, error) {
+	if source := u.now.Load(); source != nil {
+		return source.PodMetrics(ctx, namespace)
+	}
+	return nil, errNoNode
 }
 
 // pressure is what upkeep found, in the words of kubelet's eviction manager.

@@ -153,7 +153,8 @@ func (c *Cluster) startAPI(ctx context.Context, listeners []net.Listener, kubele
 	}
 	c.api, err = apiserver.New(ctx, apiserver.Config{
 		Store: c.store, PKI: c.keys, Advertise: advertise, ServiceCIDRs: c.cfg.Services,
-		Kubelet: newKubelets(c.keys, c.cfg.NodeName, kubelet), Log: c.cfg.Log,
+		Kubelet: newKubelets(c.keys, c.cfg.NodeName, kubelet), Metrics: &c.usage,
+		AuditPolicy: c.cfg.AuditPolicy, AuditLog: c.cfg.AuditLog, Log: c.cfg.Log,
 	})
 	if err != nil {
 		shut(listeners)

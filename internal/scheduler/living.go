@@ -17,7 +17,9 @@ import (
 // scheduler counts every pod it sees as using the node, so upstream watches with
 // a field selector; here a second copy of every pod would be the price of that.
 // A pod that ends looks deleted through them, as it would with the selector.
-type living struct{ informers.SharedInformerFactory }
+type living struct {
+	informers.SharedInformerFactory
+}
 
 func (l living) Core() core.Interface { return livingCore{l.SharedInformerFactory.Core()} }
 
