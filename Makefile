@@ -3,6 +3,7 @@
 #   make            build bin/unipod (and the pause programs it carries)
 #   make test       run every test, as root, with the race detector
 #   make test-faults   kill the node at every point of a pod's life
+#   make soak       a thousand pods live and end; nothing of them may stay (LIVES=1000)
 #   make test-containerd   play the scenarios with containerd as the runtime
 #   make test-cri   run critest, the CRI's conformance tool
 #   make test-kubelet   run static pods under a real kubelet
@@ -16,6 +17,7 @@
 GO        ?= go
 PREFIX    ?= /usr/local
 FUZZTIME  ?= 10s
+LIVES     ?= 1000
 TESTFLAGS ?=
 PKG       ?= ./...
 ARGS      ?=
@@ -31,7 +33,7 @@ LDFLAGS := -s -w -X unipod.dev/unipod/internal/version.Version=$(VERSION) \
 	$(call kube,gitCommit=$(VERSION)) $(call kube,gitTreeState=clean) $(call kube,buildDate=$(shell git log -1 --format=%cd --date=format:%Y-%m-%dT%H:%M:%SZ 2>/dev/null || echo 1970-01-01T00:00:00Z))
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: all pause build arm64 test test-faults test-containerd test-cri test-kubelet test-operator test-arm64 demo bench figures fuzz lint install uninstall clean
+.PHONY: all pause build arm64 test test-faults soak test-containerd test-cri test-kubelet test-operator test-arm64 demo bench figures fuzz lint install uninstall clean
 
 all: build
 
@@ -57,6 +59,11 @@ test: build
 test-faults: build
 	@scripts/deps.sh test
 	CGO_ENABLED=1 $(GO) test -race -tags $(TAGS),faults -count=1 -timeout 20m $(if $(SUDO),-exec 'sudo -E') -run TestKilledAnywhere ./internal/runtime
+
+# Pods in great number, through one node.
+soak: build
+	@scripts/deps.sh test
+	UNIPOD_SOAK_LIVES=$(LIVES) $(GO) test -tags $(TAGS) -count=1 -timeout 30m $(if $(SUDO),-exec 'sudo -E') -v -run TestSoak ./test/scenario
 
 # The engine and every scenario on a runtime that isn't ours.
 test-containerd: build

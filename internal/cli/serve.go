@@ -147,7 +147,18 @@ func (g *global) serve(cmd *cobra.Command, f serveFlags) (err error) {
 		slog.Info("ending; pods keep running")
 		return nil
 	}
-	return g.serveCluster(ctx, n, f, remote, cluster.Config{Eviction: pressure, Images: images, Shutdown: periods})
+	return g.serveCluster(ctx, n, f, remote, cluster.Config{
+		Eviction: pressure, Images: images, Shutdown: periods, Engine: engine.Config{CgroupRoot: podGroups(f.cgroupParent)},
+	})
+}
+
+// podGroups is the path of a control group that may be named as a slice: the
+// engine makes its pods' groups there, where the runtime owns them.
+func podGroups(parent string) string {
+	if slice, ok := strings.CutSuffix(parent, ".slice"); ok {
+		return "/" + strings.ReplaceAll(slice, "-", "/")
+	}
+	return parent
 }
 
 // serveCluster is the node with its API, until ctx ends.

@@ -71,7 +71,7 @@ var phases = []phased{
   terminationGracePeriodSeconds: 600
   containers:
   - {name: app, command: [sh, -c, "trap 'mark asked; await back; exit 0' TERM; mark up; await never"]}
-`, "up", "up\nasked"},
+`, "up", "up\nasked\n? asked"},
 }
 
 // prelude defines the words of the pods' scripts.
@@ -141,7 +141,7 @@ func TestNodeKilled(t *testing.T) {
 	m.file("marks/killed", "")
 	time.Sleep(500 * time.Millisecond) // what ends while nobody looks, ends
 	second := m.start("serve", "--manifests", manifests)
-	second.contains("keeping pods running")
+	second.contains("serving the Kubernetes API")
 	m.file("marks/back", "")
 	reach("after", func(p phased) string { return p.after })
 	if _, err := registry.Accept(); err != nil { // it is pulled again
