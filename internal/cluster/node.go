@@ -223,14 +223,22 @@ type kubelets struct {
 	info client.ConnectionInfo
 }
 
+// anyHost is an address for documentation (RFC 5737): the transport dials
+// where kubelet listens, whatever it is asked for, and upstream's node proxy
+// refuses to be asked for a loopback address.
+const anyHost = "192.0.2.1"
+
 func newKubelets(keys *pki.Authority, node string, at netip.AddrPort) *kubelets {
 	cert := keys.KubeletClient()
 	transport := &http.Transport{
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, at.String())
+		},
 		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: keys.CAPool(), ServerName: node, GetClientCertificate: cert.GetClientCertificate},
 		MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute,
 	}
 	return &kubelets{node, client.ConnectionInfo{
-		Scheme: "https", Hostname: at.Addr().String(), Port: strconv.Itoa(int(at.Port())),
+		Scheme: "https", Hostname: anyHost, Port: strconv.Itoa(int(at.Port())),
 		Transport: transport, InsecureSkipTLSVerifyTransport: transport,
 	}}
 }

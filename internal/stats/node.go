@@ -55,9 +55,6 @@ func (p *Provider) machine(quick bool) *statsapi.NodeStats {
 	node.Rlimit = processes(p.cfg.Proc, now)
 	if used, ok := cpuTime(filepath.Join(p.cfg.Proc, "stat")); ok {
 		node.CPU = &statsapi.CPUStats{Time: now, UsageCoreNanoSeconds: &used}
-		if !quick {
-			node.CPU.UsageNanoCores = p.rates.rate("node", now.Time, used)
-		}
 	}
 	if !quick {
 		node.Network = network(p.cfg.Proc, now)

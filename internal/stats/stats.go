@@ -138,6 +138,9 @@ func (p *Provider) summarize(ctx context.Context, disks bool) (*statsapi.Summary
 		return nil, err
 	}
 	node := p.machine(!disks)
+	if cpu := node.CPU; cpu != nil {
+		cpu.UsageNanoCores = p.rates.rate("node", cpu.Time.Time, *cpu.UsageCoreNanoSeconds)
+	}
 	if disks {
 		p.disks(ctx, node)
 	}

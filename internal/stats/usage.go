@@ -27,8 +27,9 @@ type Usage struct {
 // NewUsage makes one of a provider.
 func NewUsage(p *Provider, node func() *v1.Node) *Usage { return &Usage{p, node} }
 
-// rateTime is how far two measurements are apart at least.
-const rateTime = time.Second
+// rateTime is how far two measurements are apart at least: a little more than
+// the age up to which the provider has them from memory.
+const rateTime = 1100 * time.Millisecond
 
 // look is a summary with rates in it.
 func (u *Usage) look(ctx context.Context) (*statsapi.Summary, error) {
