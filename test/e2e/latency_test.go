@@ -52,7 +52,7 @@ func benchNode(b *testing.B) (n *node, serve *background, manifests string) {
 	n = newNode(b)
 	manifests = filepath.Join(filepath.Dir(n.root), "manifests")
 	serve = n.start("serve", "--manifests", manifests)
-	serve.until("keeping pods running")
+	serve.until("serving the Kubernetes API")
 	b.Cleanup(func() {
 		serve.signal(syscall.SIGTERM)
 		serve.code()

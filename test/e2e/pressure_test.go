@@ -1,0 +1,91 @@
+package e2e
+
+import (
+	"encoding/json"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+)
+
+// object reads an object of the API until it is as it should be.
+func object[T any](t *testing.T, n *node, so func(*T) bool, args ...string) *T {
+	t.Helper()
+	for {
+		code, out := n.do(append([]string{"get", "-o", "json"}, args...)...)
+		var v T
+		if code == 0 && json.Unmarshal([]byte(out), &v) == nil && so(&v) {
+			return &v
+		}
+		pause()
+	}
+}
+
+// TestPressure: a node that is short of memory ends a pod that promised
+// nothing, says so, takes in no other, and gives unused images back when its
+// disk is fuller than it may be.
+func TestPressure(t *testing.T) {
+	n := newNode(t)
+	manifests := filepath.Join(filepath.Dir(n.root), "manifests")
+	pod := n.file("pod.yaml", `apiVersion: v1
+kind: Pod
+metadata: {name: p}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: a
+    image: IMAGE
+    command: [/bin/busybox, sh, -c, sleep 1000]
+`)
+	args := []string{"serve", "--manifests", manifests, "--eviction-hard", "", "--image-gc-high-threshold", "100"}
+	first := n.start(args...)
+	first.until("serving the Kubernetes API")
+	for code := 1; code != 0; {
+		// The namespace's service account may be yet to come.
+		if code, _ = n.do("apply", "-f", pod); code != 0 {
+			pause()
+		}
+	}
+	object(t, n, func(p *v1.Pod) bool { return p.Status.Phase == v1.PodRunning }, "pod", "p")
+	first.signal(syscall.SIGTERM)
+	if code := first.code(); code != 0 {
+		t.Fatalf("serve ended with code %d", code)
+	}
+
+	args = []string{"serve", "--manifests", manifests, "--eviction-hard", "memory.available<100Ti",
+		"--image-gc-high-threshold", "1", "--image-gc-low-threshold", "0", "--minimum-image-ttl-duration", "0s"}
+	second := n.start(args...)
+	second.until("serving the Kubernetes API")
+	evicted := object(t, n, func(p *v1.Pod) bool { return p.Status.Phase == v1.PodFailed }, "pod", "p")
+	if s := evicted.Status; s.Reason != "Evicted" || !strings.HasPrefix(s.Message, "The node was low on resource: memory. Threshold quantity: 100Ti, available: ") ||
+		!strings.Contains(s.Message, "Container a was using ") {
+		t.Errorf("%s: %s", s.Reason, s.Message)
+	}
+	object(t, n, func(list *v1.NodeList) bool {
+		return len(list.Items) == 1 && slices.ContainsFunc(list.Items[0].Status.Conditions, func(c v1.NodeCondition) bool {
+			return c.Type == v1.NodeMemoryPressure && c.Status == v1.ConditionTrue && c.Reason == "KubeletHasInsufficientMemory"
+		})
+	}, "nodes")
+	// The pod's container is still there, for its logs, and so is its image.
+	if code, out := n.do("image", "ls"); code != 0 || !strings.Contains(out, "unipod-demo") {
+		t.Errorf("images: code %d\n%s", code, out)
+	}
+	if code, out := n.do("delete", "pod", "p"); code != 0 {
+		t.Errorf("delete: code %d\n%s", code, out)
+	}
+	second.signal(syscall.SIGTERM)
+	if code := second.code(); code != 0 {
+		t.Errorf("serve ended with code %d", code)
+	}
+
+	third := n.start(args...)
+	third.until("removed an unused image")
+	if code, out := n.do("image", "ls"); code != 0 || strings.Contains(out, "unipod-demo") {
+		t.Errorf("images: code %d\n%s", code, out)
+	}
+	third.signal(syscall.SIGTERM)
+	third.code()
+}
