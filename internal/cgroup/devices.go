@@ -91,10 +91,12 @@ func (g *Group) limitDevicesV1(rules []DeviceRule) error {
 		if err := writeFile(dir+"/devices.deny", "a"); err != nil {
 			return fmt.Errorf("limiting devices: %w", err)
 		}
-		for _, r := range rules {
-			if err := writeFile(dir+"/devices.allow", r.String()); err != nil {
-				return fmt.Errorf("allowing device %s: %w", r, err)
-			}
+		words := make([]string, len(rules))
+		for i, r := range rules {
+			words[i] = r.String()
+		}
+		if err := writeFile(dir+"/devices.allow", words...); err != nil {
+			return fmt.Errorf("allowing devices: %w", err)
 		}
 	}
 	return nil

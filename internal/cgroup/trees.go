@@ -257,14 +257,17 @@ func readFields(file string) ([]string, error) {
 	return strings.Fields(string(b)), err
 }
 
-func writeFile(file, value string) error {
+// writeFile writes values to a kernel's file, each by a call of its own.
+func writeFile(file string, values ...string) error {
 	fd, err := unix.Open(file, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: file, Err: err}
 	}
 	defer unix.Close(fd)
-	if _, err := unix.Write(fd, []byte(value)); err != nil {
-		return &os.PathError{Op: fmt.Sprintf("writing %q to", value), Path: file, Err: err}
+	for _, value := range values {
+		if _, err := unix.Write(fd, []byte(value)); err != nil {
+			return &os.PathError{Op: fmt.Sprintf("writing %q to", value), Path: file, Err: err}
+		}
 	}
 	return nil
 }

@@ -214,8 +214,21 @@ func (c *Conn) closed() bool {
 
 // hello shakes hands and refuses a pause that doesn't speak our language.
 func (c *Conn) hello(ctx context.Context) error {
-	call, err := c.do(ctx, request{Type: typeHello, Magic: protocolMagic, Version: protocolVersion}, nil)
+	call, err := c.greet(ctx)
 	if err != nil {
+		return err
+	}
+	return c.greeted(ctx, call)
+}
+
+// greet sends our half of the handshake.
+func (c *Conn) greet(ctx context.Context) (*call, error) {
+	return c.send(ctx, request{Type: typeHello, Magic: protocolMagic, Version: protocolVersion}, nil)
+}
+
+// greeted waits for pause's half.
+func (c *Conn) greeted(ctx context.Context, call *call) error {
+	if err := c.answered(ctx, call); err != nil {
 		return err
 	}
 	m := call.reply

@@ -87,14 +87,9 @@ func Start(ctx context.Context, cfg Config) (_ *Conn, err error) {
 const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC |
 	unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET
 
-// prepare shakes hands and lets pause set itself up.
+// prepare shakes hands and lets pause set itself up. It asks for both before it
+// waits for either: the program is our own, so it won't say no.
 func (c *Conn) prepare(ctx context.Context, cfg Config) error {
-	if err := c.hello(ctx); err != nil {
-		return err
-	}
-	if cfg.Born != nil {
-		cfg.Born(c.PID())
-	}
 	req := request{Type: typeSetup}
 	var files []*os.File
 	if cfg.Setup != nil {
@@ -105,8 +100,21 @@ func (c *Conn) prepare(ctx context.Context, cfg Config) error {
 		defer memfd.Close()
 		files = append([]*os.File{memfd}, cfg.Setup.Files()...)
 	}
-	call, err := c.do(ctx, req, files)
+	hello, err := c.greet(ctx)
 	if err != nil {
+		return err
+	}
+	if cfg.Born != nil {
+		cfg.Born(c.PID())
+	}
+	call, err := c.send(ctx, req, files)
+	if err != nil {
+		return fmt.Errorf("setting up pause: %w", err)
+	}
+	if err := c.greeted(ctx, hello); err != nil {
+		return err
+	}
+	if err := c.answered(ctx, call); err != nil {
 		return fmt.Errorf("setting up pause: %w", err)
 	}
 	switch errno := unix.Errno(call.reply.Error); {

@@ -20,14 +20,22 @@ func (c *Conn) do(ctx context.Context, req request, files []*os.File) (*call, er
 	if err != nil {
 		return nil, err
 	}
-	if err := c.wait(ctx, call); err != nil {
+	if err := c.answered(ctx, call); err != nil {
+		return nil, err
+	}
+	return call, nil
+}
+
+// answered waits for the answer to a call and, if it fails, forgets the call.
+func (c *Conn) answered(ctx context.Context, call *call) error {
+	err := c.wait(ctx, call)
+	if err != nil {
 		c.mu.Lock()
 		delete(c.calls, call.serial)
 		c.mu.Unlock()
 		call.close()
-		return nil, err
 	}
-	return call, nil
+	return err
 }
 
 // wait waits for the answer to a call. If it fails because ctx has ended, the

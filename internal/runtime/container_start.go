@@ -128,15 +128,22 @@ func (r *Runtime) prepareStart(ctx context.Context, c *container, undo *undo, op
 	if err != nil {
 		return nil, err
 	}
-	if err := r.makeGroup(c, rules, undo); err != nil {
-		return nil, err
-	}
-	fault.Point("start.cgroup")
+	// These two need nothing of each other, and a processor each.
+	grouped := make(chan error, 1)
+	go func() { grouped <- r.makeGroup(c, rules, undo) }()
 	spec, cio, err := r.containerSpec(ctx, c, devices, open)
+	gerr := <-grouped
+	if err == nil {
+		undo.add(func() { cio.closeFiles() })
+		err = gerr
+	}
 	if err != nil {
 		return nil, err
 	}
-	undo.add(func() { cio.closeFiles() })
+	fault.Point("start.cgroup")
+	if err := c.showGroup(spec, open); err != nil {
+		return nil, err
+	}
 	place, err := openPlace(c.group, c.sandbox.userNS())
 	if err != nil {
 		return nil, err
@@ -295,18 +302,26 @@ func (r *Runtime) containerSpec(ctx context.Context, c *container, devices []dev
 	if err != nil {
 		return nil, nil, err
 	}
-	if !mounts.covered["/sys/fs/cgroup"] && !mounts.covered["/sys"] {
-		views, err := c.group.ContainerMounts(sc.GetPrivileged())
-		if err != nil {
-			cio.closeFiles()
-			return nil, nil, err
-		}
-		for _, v := range views {
-			open.add(v.Source.Close)
-			spec.Cgroupfs = append(spec.Cgroupfs, recipe.Mount{Source: v.Source, Target: v.Target, Why: v.Why})
+	return spec, cio, nil
+}
+
+// showGroup mounts the container's view of the cgroups, unless a volume is
+// where it would be.
+func (c *container) showGroup(spec *recipe.ContainerSpec, open *closers) error {
+	for _, m := range spec.Mounts {
+		if m.Target == "/sys/fs/cgroup" || m.Target == "/sys" {
+			return nil
 		}
 	}
-	return spec, cio, nil
+	views, err := c.group.ContainerMounts(c.config.GetLinux().GetSecurityContext().GetPrivileged())
+	if err != nil {
+		return err
+	}
+	for _, v := range views {
+		open.add(v.Source.Close)
+		spec.Cgroupfs = append(spec.Cgroupfs, recipe.Mount{Source: v.Source, Target: v.Target, Why: v.Why})
+	}
+	return nil
 }
 
 // wire makes the container's /dev and its standard streams.
