@@ -17,14 +17,14 @@ func TestTimesOf(t *testing.T) {
 	for i := 10; i >= 1; i-- {
 		all = append(all, time.Duration(i)*time.Millisecond)
 	}
-	if got := TimesOf(all); got != (Times{10, 5 * time.Millisecond, 9 * time.Millisecond}) {
+	if got := TimesOf(all); got != (Times{10, time.Millisecond, 5 * time.Millisecond, 9 * time.Millisecond}) {
 		t.Errorf("%+v", got)
 	}
-	if got := TimesOf(all[:1]); got != (Times{1, 10 * time.Millisecond, 10 * time.Millisecond}) {
+	if got := TimesOf(all[:1]); got != (Times{1, 10 * time.Millisecond, 10 * time.Millisecond, 10 * time.Millisecond}) {
 		t.Errorf("%+v", got)
 	}
 	b, err := json.Marshal(Figures{Name: "x", Exec: TimesOf(all)})
-	if want := `{"name":"x","execSync":{"n":10,"p50ms":5,"p90ms":9}}`; err != nil || string(b) != want {
+	if want := `{"name":"x","execSync":{"n":10,"p10ms":1,"p50ms":5,"p90ms":9}}`; err != nil || string(b) != want {
 		t.Errorf("%s, %v", b, err)
 	}
 }
@@ -48,7 +48,7 @@ func TestFloor(t *testing.T) {
 }
 
 func TestTable(t *testing.T) {
-	ms := func(n float64) Times { d := time.Duration(n * float64(time.Millisecond)); return Times{10, d, 2 * d} }
+	ms := func(n float64) Times { d := time.Duration(n * float64(time.Millisecond)); return Times{10, d / 2, d, 2 * d} }
 	r := &Report{
 		When: time.Date(2026, 11, 23, 15, 0, 0, 0, time.UTC), Machine: "Linux 6.18, 2 cores", Options: Options{Pods: 10, Parallel: 8, Hold: 200},
 		Floor: &Figures{Name: "floor", Sandbox: ms(3), Start: ms(2), PodStart: ms(5), Exec: ms(0.5), Stop: ms(4)},
