@@ -65,12 +65,20 @@ func recoverDir(dir string, historyBytes int64, log *slog.Logger) (*state, *disk
 	}
 	d := &disk{dir: dir}
 	for i, base := range n.logs {
-		last := i == len(n.logs)-1
 		path := filepath.Join(dir, fileName(logPrefix, base))
+		if base < s.revision {
+			if err := removeAbandoned(path, log); err != nil {
+				d.drop()
+				return nil, nil, err
+			}
+			continue
+		}
 		if base != s.revision {
+			d.drop()
 			return nil, nil, &DamageError{path, 0, fmt.Sprintf("it continues revision %d, but what is before it ends with revision %d: a file is missing", base, s.revision)}
 		}
-		if err := d.replay(path, s, last, historyBytes, log); err != nil {
+		if err := d.replay(path, s, n.logs[i+1:], historyBytes, log); err != nil {
+			d.drop()
 			return nil, nil, err
 		}
 	}
@@ -83,9 +91,45 @@ func recoverDir(dir string, historyBytes int64, log *slog.Logger) (*state, *disk
 	return s, d, nil
 }
 
-// replay applies a log to the state. The last one is kept open to be appended
-// to, unless it was never begun.
-func (d *disk) replay(path string, s *state, last bool, historyBytes int64, log *slog.Logger) (err error) {
+// removeAbandoned removes a log that was made and then not used, because making
+// it failed: the log before it went on.
+func removeAbandoned(path string, log *slog.Logger) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("the store's log: %w", err)
+	}
+	if info.Size() > headerSize {
+		return &DamageError{path, headerSize, "the log before it has the same revisions"}
+	}
+	log.Warn("a log that was never used is removed", "file", path)
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("the store's log: %w", err)
+	}
+	return nil
+}
+
+// last says whether nothing was ever written behind a log that ends with a
+// revision: those that follow were made and not used.
+func (d *disk) last(following []int64, revision int64) bool {
+	for _, base := range following {
+		info, err := os.Stat(filepath.Join(d.dir, fileName(logPrefix, base)))
+		if err != nil || info.Size() > headerSize || base > revision {
+			return false
+		}
+	}
+	return true
+}
+
+// drop closes the log that was read.
+func (d *disk) drop() {
+	if d.f != nil {
+		d.f.Close()
+	}
+}
+
+// replay applies a log to the state and keeps it open to be appended to,
+// unless it was never begun.
+func (d *disk) replay(path string, s *state, following []int64, historyBytes int64, log *slog.Logger) (err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return fmt.Errorf("opening the store's log: %w", err)
@@ -101,7 +145,7 @@ func (d *disk) replay(path string, s *state, last bool, historyBytes int64, log 
 	}
 	var first [headerSize]byte
 	n, err := io.ReadFull(f, first[:])
-	if last && n < headerSize && (err == io.EOF || err == io.ErrUnexpectedEOF) {
+	if n < headerSize && d.last(following, s.revision) && (err == io.EOF || err == io.ErrUnexpectedEOF) {
 		// Nothing was ever acknowledged from a log without a header.
 		log.Warn("a log that was never begun is removed", "file", path)
 		return os.Remove(path)
@@ -125,7 +169,7 @@ func (d *disk) replay(path string, s *state, last bool, historyBytes int64, log 
 		}
 		var t *torn
 		if errors.As(err, &t) {
-			if err := cut(f, path, h, at, info.Size(), last, t, log); err != nil {
+			if err := cut(f, path, h, at, info.Size(), d.last(following, s.revision), t, log); err != nil {
 				return err
 			}
 			break
@@ -145,11 +189,11 @@ func (d *disk) replay(path string, s *state, last bool, historyBytes int64, log 
 		}
 		s.forget(historyBytes, time.Duration(-1))
 	}
-	if last {
-		d.f, d.h, d.base, d.size = f, h, h.revision, fr.offset
-	} else {
-		d.older += fr.offset
+	if d.f != nil {
+		d.older += d.size
+		d.f.Close()
 	}
+	d.f, d.h, d.base, d.size = f, h, h.revision, fr.offset
 	return nil
 }
 

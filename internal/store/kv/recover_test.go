@@ -253,6 +253,65 @@ func TestUnfinished(t *testing.T) {
 	}
 }
 
+// TestAbandoned: a log whose making failed is no part of the store, whatever
+// remains of it.
+func TestAbandoned(t *testing.T) {
+	for cut := range headerSize + 2 {
+		dir, _, _, states := written(t, 4)
+		n, _ := readNames(dir)
+		rev := n.logs[0] + 2
+		path := filepath.Join(dir, fileName(logPrefix, rev))
+		if err := os.WriteFile(path, append(newHeader(kindLog, rev).encode(), 0)[:cut], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		db, err := Open(Config{Dir: dir})
+		if cut > headerSize {
+			if !isDamage(err) {
+				t.Errorf("two logs of the same revisions: %v", err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := dump(t, db, "/", 0); got != states[len(states)-1] {
+			t.Errorf("%d bytes:\n%s", cut, got)
+		}
+		put(t, db, "/more", "x")
+		shut(t, db)
+		shut(t, open(t, Config{Dir: dir}))
+	}
+	// The log before it may be torn behind it, and must not be before it.
+	dir, log, ends, states := written(t, 4)
+	n, _ := readNames(dir)
+	for behind := range 4 {
+		at := clone(t, dir)
+		rev := n.logs[0] + int64(behind)
+		if behind > 0 {
+			if err := os.WriteFile(filepath.Join(at, fileName(logPrefix, rev)), newHeader(kindLog, rev).encode(), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		torn := filepath.Join(at, filepath.Base(log))
+		if err := os.Truncate(torn, ends[1]+5); err != nil {
+			t.Fatal(err)
+		}
+		db, err := Open(Config{Dir: at})
+		if behind > 2 {
+			if info, _ := os.Stat(torn); !isDamage(err) || info.Size() != ends[1]+5 {
+				t.Errorf("a log continues what was torn: %v", err)
+			}
+			continue
+		}
+		if err != nil || dump(t, db, "/", 0) != states[1] {
+			t.Fatalf("%d: %v", behind, err)
+		}
+		put(t, db, "/more", "x")
+		shut(t, db)
+		shut(t, open(t, Config{Dir: at}))
+	}
+}
+
 // FuzzRecover gives recovery a log with a valid beginning and anything behind,
 // and files of anything. It must never panic, and never lose what is valid.
 func FuzzRecover(f *testing.F) {
