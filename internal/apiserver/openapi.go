@@ -41,6 +41,7 @@ const modelsKept = 10 * time.Second
 type openAPIModels struct {
 	namer *openapi.DefinitionNamer
 
+	using  sync.Mutex // upstream's builders write into what they are given
 	mu     sync.Mutex
 	config *openapicommon.OpenAPIV3Config // nil when nobody needed it lately
 	forget *time.Timer
@@ -54,7 +55,10 @@ func (m *openAPIModels) definitions() openapicommon.GetOpenAPIDefinitions {
 	return openapiwithoutdisabledfeatures.GetOpenAPIDefinitionsWithoutDisabledFeatures(generatedopenapi.GetOpenAPIDefinitions)
 }
 
-func (m *openAPIModels) v3() *openapicommon.OpenAPIV3Config {
+// v3 is for one at a time: what is built shares memory with it, and must not be
+// read after done was called.
+func (m *openAPIModels) v3() (config *openapicommon.OpenAPIV3Config, done func()) {
+	m.using.Lock()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.config == nil {
@@ -70,7 +74,7 @@ func (m *openAPIModels) v3() *openapicommon.OpenAPIV3Config {
 	} else {
 		m.forget.Reset(modelsKept)
 	}
-	return m.config
+	return m.config, m.using.Unlock
 }
 
 func (m *openAPIModels) v2() *openapicommon.Config {
@@ -208,27 +212,34 @@ func (o *openAPI) text(inv *inventory, path string) ([]byte, error) {
 		}
 		return json.Marshal(swagger)
 	}
-	doc, err := o.groupVersion(inv, path)
+	doc, done, err := o.groupVersion(inv, path)
+	defer done()
 	if err != nil {
 		return nil, fmt.Errorf("the description of /%s: %w", path, err)
 	}
 	return json.Marshal(doc)
 }
 
-func (o *openAPI) groupVersion(inv *inventory, path string) (*spec3.OpenAPI, error) {
+// groupVersion describes a group version; done is called when the description
+// isn't needed any more.
+func (o *openAPI) groupVersion(inv *inventory, path string) (doc *spec3.OpenAPI, done func(), err error) {
 	if ws, ok := inv.services[path]; ok {
-		return builder3.BuildOpenAPISpecFromRoutes(restfuladapter.AdaptWebServices([]*restful.WebService{ws}), o.models.v3())
+		config, done := o.models.v3()
+		doc, err = builder3.BuildOpenAPISpecFromRoutes(restfuladapter.AdaptWebServices([]*restful.WebService{ws}), config)
+		return doc, done, err
 	}
+	done = func() {}
 	version := path[strings.LastIndex(path, "/")+1:]
 	var docs []*spec3.OpenAPI
 	for _, crd := range inv.crds[path] {
 		doc, err := crdbuilder.BuildOpenAPIV3(crd, version, crdbuilder.Options{})
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", crd.Name, err)
+			return nil, done, fmt.Errorf("%s: %w", crd.Name, err)
 		}
 		docs = append(docs, doc)
 	}
-	return crdbuilder.MergeSpecsV3(docs...)
+	doc, err = crdbuilder.MergeSpecsV3(docs...)
+	return doc, done, err
 }
 
 func (o *openAPI) swagger(inv *inventory) (*spec.Swagger, error) {

@@ -65,7 +65,9 @@ func (c *typeConverter) build(gvk schema.GroupVersionKind) (managedfields.TypeCo
 	if err != nil {
 		return nil, fmt.Errorf("the schema of %s: %w", gvk, err)
 	}
-	schemas, err := builder3.BuildOpenAPIDefinitionsForResources(c.models.v3(), openapiutil.GetCanonicalTypeName(sample))
+	config, done := c.models.v3()
+	defer done()
+	schemas, err := builder3.BuildOpenAPIDefinitionsForResources(config, openapiutil.GetCanonicalTypeName(sample))
 	if err != nil {
 		return nil, fmt.Errorf("the schema of %s: %w", gvk, err)
 	}
