@@ -39,7 +39,7 @@ func together(loops ...loop) loop {
 }
 
 func newGarbageCollector(ctx context.Context, s *set) (loop, error) {
-	c, err := garbagecollector.NewGarbageCollector(ctx, s.client, s.metadata, s.mapper, nil, s.objects, s.started)
+	c, err := garbagecollector.NewGarbageCollector(ctx, s.client, s.metadata, s.mapper, garbagecollector.DefaultIgnoredResources(), s.objects, s.started)
 	if err != nil {
 		return nil, err
 	}

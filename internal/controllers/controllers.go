@@ -135,7 +135,7 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 		ctx := klogs.Context(ctx, cfg.Log, "controller", c.Name)
 		loop, err := c.build(ctx, s)
-		if err != nil {
+		if err != nil && ctx.Err() == nil {
 			return fmt.Errorf("%s: %w", c.Name, err)
 		}
 		if loop != nil {

@@ -68,10 +68,13 @@ func run(ctx context.Context, client kubernetes.Interface, shared informers.Shar
 	// something happened that may help it, at the earliest after the second of
 	// back-off that is upstream's default and keeps a failing bind from spinning.
 	s, err := upstream.New(ctx, client, living{shared}, nil, profile.NewRecorderFactory(said), upstream.WithParallelism(1))
+	if ctx.Err() != nil {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("the scheduler: %w", err)
 	}
-	if err := said.StartRecordingToSinkWithContext(ctx); err != nil {
+	if err := said.StartRecordingToSinkWithContext(ctx); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("the scheduler's events: %w", err)
 	}
 	shared.StartWithContext(ctx)
