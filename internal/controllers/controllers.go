@@ -5,10 +5,12 @@
 //
 // It owns their clients, their configuration (few workers, no leader, nothing
 // asked for by the clock that an event can tell) and their goroutines: [Run]
-// returns when the last has ended. It stores nothing: what controllers know is
-// in the API, so a kill at any instant is one that upstream's are made for.
+// returns when the last has ended. What controllers know is
+// in the API, so a kill at any instant is one that upstream's are made for. The
+// directories of volumes made on demand are its own, one for each of those in
+// the API.
 //
-// Floor: 6, over klogs. It speaks to the API through the rest.Config it is
+// Floor: 6, over klogs and volume. It speaks to the API through the rest.Config it is
 // given, whoever serves it.
 package controllers
 
@@ -55,6 +57,11 @@ type Config struct {
 	// AccountKey signs the tokens of Secrets of type service-account-token.
 	// Without it they get none.
 	AccountKey crypto.Signer
+
+	// Volumes is the directory of volumes that are made on demand, by the
+	// StorageClass that is made with it, on the node named. Without it none are.
+	Volumes  string
+	NodeName string
 
 	Log *slog.Logger
 }

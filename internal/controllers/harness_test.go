@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -45,6 +46,7 @@ type cluster struct {
 	config  *rest.Config
 	keys    *pki.Authority
 	metrics *metricsSource
+	volumes string
 }
 
 // There is one in a process, upstream's registries being the process's.
@@ -107,6 +109,7 @@ func start() (stop func() error, err error) {
 	if it.keys, err = pki.Open("", clock.RealClock{}); err != nil {
 		return nil, err
 	}
+	it.volumes = filepath.Join(dir, "volumes")
 	cert, key, err := it.keys.SigningFiles(dir)
 	if err != nil {
 		return nil, err
@@ -141,7 +144,8 @@ func start() (stop func() error, err error) {
 	run("controllers", func() error {
 		return controllers.Run(upto, controllers.Config{
 			Client: measured, Informers: api.Informers(), RootCA: it.keys.CABundlePEM(),
-			SigningCert: cert, SigningKey: key, AccountKey: it.keys.ServiceAccountKey(), Log: log,
+			SigningCert: cert, SigningKey: key, AccountKey: it.keys.ServiceAccountKey(),
+			Volumes: it.volumes, NodeName: nodeName, Log: log,
 		})
 	})
 	run("scheduler", func() error {

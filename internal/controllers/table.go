@@ -53,7 +53,7 @@ var All = []Controller{
 	{names.CertificateSigningRequestApprovingController, "approves a node's own client certificate", newCSRApproving},
 	{names.CertificateSigningRequestCleanerController, "removes old requests", newCSRCleaner},
 
-	{names.PersistentVolumeBinderController, "binds claims to volumes (hostPath, local, nfs) and reclaims them; no cloud plugin is needed", newPersistentVolumeBinder},
+	{names.PersistentVolumeBinderController, "binds claims to volumes (hostPath, local, nfs), reclaims them, and makes local ones on demand; no cloud plugin is needed", newPersistentVolumeBinder},
 	{names.PersistentVolumeClaimProtectionController, "keeps a claim that a pod uses", newPVCProtection},
 	{names.PersistentVolumeProtectionController, "keeps a volume that a claim is bound to", newPVProtection},
 	{names.VolumeAttributesClassProtectionController, "takes off the finalizer that admission puts on", newVACProtection},

@@ -36,11 +36,15 @@ func volumePlugins() []volume.VolumePlugin {
 }
 
 func newPersistentVolumeBinder(ctx context.Context, s *set) (loop, error) {
+	plugins := volumePlugins()
+	if s.Volumes != "" {
+		plugins = append(plugins, &local{dir: s.Volumes, node: s.NodeName, nodes: s.Informers.Core().V1().Nodes().Lister()})
+	}
 	core := s.Informers.Core().V1()
 	c, err := persistentvolume.NewController(ctx, persistentvolume.ControllerParameters{
 		KubeClient:                s.client,
 		SyncPeriod:                rebind,
-		VolumePlugins:             volumePlugins(),
+		VolumePlugins:             plugins,
 		VolumeInformer:            core.PersistentVolumes(),
 		ClaimInformer:             core.PersistentVolumeClaims(),
 		ClassInformer:             s.Informers.Storage().V1().StorageClasses(),
@@ -51,7 +55,10 @@ func newPersistentVolumeBinder(ctx context.Context, s *set) (loop, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.Run, nil
+	if s.Volumes == "" {
+		return c.Run, nil
+	}
+	return together(c.Run, s.makeClass), nil
 }
 
 func newPVCProtection(ctx context.Context, s *set) (loop, error) {

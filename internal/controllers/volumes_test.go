@@ -1,6 +1,9 @@
 package controllers_test
 
 import (
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
@@ -8,6 +11,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"unipod.dev/unipod/internal/controllers"
 )
 
 func (s *space) volume(name, class string, change func(*v1.PersistentVolume)) {
@@ -96,6 +101,77 @@ func TestLocalVolumeWaitsForConsumer(t *testing.T) {
 	s.boundTo("data", "here")
 	s.rolledOut("web", "example.com/i:1", 1)
 	s.must(s.CoreV1().PersistentVolumes().Delete(s.ctx, s.ns+"-far", metav1.DeleteOptions{}))
+}
+
+// A claim of the default class gets a directory, which goes with it.
+func TestVolumeOnDemand(t *testing.T) {
+	s := newSpace(t)
+	claims := s.CoreV1().PersistentVolumeClaims(s.ns)
+	_, err := claims.Create(s.ctx, &v1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: "data"}, Spec: v1.PersistentVolumeClaimSpec{
+		AccessModes: []v1.PersistentVolumeAccessMode{v1.ReadWriteOnce},
+		Resources:   v1.VolumeResourceRequirements{Requests: v1.ResourceList{v1.ResourceStorage: resource.MustParse("1Gi")}},
+	}}, metav1.CreateOptions{})
+	s.must(err)
+	var name string
+	s.until("data is bound", func() bool {
+		c, err := claims.Get(s.ctx, "data", metav1.GetOptions{})
+		s.must(err)
+		name = c.Spec.VolumeName
+		return c.Status.Phase == v1.ClaimBound
+	})
+	path := filepath.Join(it.volumes, name)
+	pv, err := s.CoreV1().PersistentVolumes().Get(s.ctx, name, metav1.GetOptions{})
+	s.must(err)
+	if pv.Spec.Local == nil || pv.Spec.Local.Path != path || pv.Spec.PersistentVolumeReclaimPolicy != v1.PersistentVolumeReclaimDelete {
+		t.Errorf("the volume is %+v", pv.Spec)
+	}
+	s.deployment("web", 1, withClaim("data"))
+	s.rolledOut("web", "example.com/i:1", 1)
+	s.must(os.WriteFile(filepath.Join(path, "f"), nil, 0o600))
+	s.must(s.AppsV1().Deployments(s.ns).Delete(s.ctx, "web", metav1.DeleteOptions{}))
+	s.must(claims.Delete(s.ctx, "data", metav1.DeleteOptions{}))
+	s.until("volume and directory go", func() bool {
+		_, err := s.CoreV1().PersistentVolumes().Get(s.ctx, name, metav1.GetOptions{})
+		_, errDir := os.Stat(path)
+		return apierrors.IsNotFound(err) && os.IsNotExist(errDir)
+	})
+}
+
+// What pretends to be made on demand is left alone when it is released.
+func TestVolumeElsewhereIsLeft(t *testing.T) {
+	s := newSpace(t)
+	other := t.TempDir()
+	s.volume("odd", s.ns, func(pv *v1.PersistentVolume) {
+		pv.Annotations = map[string]string{"pv.kubernetes.io/provisioned-by": controllers.LocalProvisioner}
+		pv.Spec.PersistentVolumeReclaimPolicy = v1.PersistentVolumeReclaimDelete
+		pv.Spec.HostPath.Path = other
+	})
+	s.claim("data", s.ns)
+	s.boundTo("data", "odd")
+	s.must(s.CoreV1().PersistentVolumeClaims(s.ns).Delete(s.ctx, "data", metav1.DeleteOptions{}))
+	s.until("reclaiming fails", func() bool {
+		pv, err := s.CoreV1().PersistentVolumes().Get(s.ctx, s.ns+"-odd", metav1.GetOptions{})
+		s.must(err)
+		return pv.Status.Phase == v1.VolumeFailed && strings.Contains(pv.Status.Message, "left alone")
+	})
+	if _, err := os.Stat(other); err != nil {
+		t.Error(err)
+	}
+	s.must(s.CoreV1().PersistentVolumes().Delete(s.ctx, s.ns+"-odd", metav1.DeleteOptions{}))
+}
+
+// A claim for which none can be made says why.
+func TestVolumeRefused(t *testing.T) {
+	s := newSpace(t)
+	block := v1.PersistentVolumeBlock
+	_, err := s.CoreV1().PersistentVolumeClaims(s.ns).Create(s.ctx, &v1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: "raw"}, Spec: v1.PersistentVolumeClaimSpec{
+		VolumeMode: &block, AccessModes: []v1.PersistentVolumeAccessMode{v1.ReadWriteOnce},
+		Resources: v1.VolumeResourceRequirements{Requests: v1.ResourceList{v1.ResourceStorage: resource.MustParse("1Gi")}},
+	}}, metav1.CreateOptions{})
+	s.must(err)
+	if note := s.event("raw", "ProvisioningFailed"); note != "Failed to create provisioner: spec.volumeMode: Block is not supported" {
+		t.Errorf("said: %s", note)
+	}
 }
 
 // A generic ephemeral volume's claim is made for the pod, and goes with it.

@@ -65,7 +65,7 @@ var house = map[string]rule{
 	"internal/volume":      {5, []string{"internal/sys"}, "files on disk; the runtime mounts them"},
 	"internal/store":       {5, nil, "the API's objects on disk; knows no Pod and no node"},
 	"internal/machine":     {6, []string{"internal/podspec"}, "answers podspec's questions about this machine"},
-	"internal/controllers": {6, []string{"internal/klogs"}, "upstream's control loops; the API is a client to them"},
+	"internal/controllers": {6, []string{"internal/klogs", "internal/volume"}, "upstream's control loops; the API is a client to them"},
 	"internal/scheduler":   {6, []string{"internal/klogs"}, "upstream's scheduler; the API is a client to it"},
 	"internal/engine": {6, []string{"internal/cri", "internal/lifecycle", "internal/podspec", "internal/probe", "internal/volume", "internal/sys"},
 		"speaks to any CRI runtime, so it may know none"},
