@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -19,6 +21,7 @@ import (
 	"unipod.dev/unipod/internal/scheduler"
 	"unipod.dev/unipod/internal/store"
 	"unipod.dev/unipod/internal/sys"
+	"unipod.dev/unipod/internal/volume"
 )
 
 // Start puts a cluster together and waits until it is ready. It ends with ctx,
@@ -80,6 +83,9 @@ func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 		return c.keys.Run(running, func() {
 			if err := c.writeKubeconfigs(); err != nil {
 				cfg.Log.Error("the renewed kubeconfig", "err", err)
+			}
+			if _, _, err := c.keys.SigningFiles(c.signing()); err != nil {
+				cfg.Log.Error("the renewed authority isn't what certificates are signed with", "err", err)
 			}
 		})
 	})
@@ -183,20 +189,44 @@ func (c *Cluster) startAPI(ctx context.Context, listeners []net.Listener, kubele
 
 // startDeciders starts what watches the API and acts through it.
 func (c *Cluster) startDeciders(ctx context.Context) error {
-	cert, key, err := c.keys.SigningFiles(filepath.Join(c.cfg.Run, "signing"))
+	cert, key, err := c.keys.SigningFiles(c.signing())
 	if err != nil {
 		return err
+	}
+	volumes := filepath.Join(c.cfg.Root, "volumes")
+	if c.cfg.Memory {
+		// The objects that name them have ended with the process that had them.
+		volumes = filepath.Join(c.cfg.Root, "ephemeral-volumes")
+		if err := removeEach(volumes); err != nil {
+			return fmt.Errorf("volumes of an earlier node: %w", err)
+		}
 	}
 	c.group.Go(func() error {
 		return controllers.Run(ctx, controllers.Config{
 			Client: c.api.Loopback(), Informers: c.api.Informers(), RootCA: c.keys.CABundlePEM(),
-			SigningCert: cert, SigningKey: key, AccountKey: c.keys.ServiceAccountKey(), Log: c.cfg.Log,
+			SigningCert: cert, SigningKey: key, AccountKey: c.keys.ServiceAccountKey(),
+			Volumes: volumes, NodeName: c.cfg.NodeName, Log: c.cfg.Log,
 		})
 	})
 	c.group.Go(func() error {
 		return scheduler.Run(ctx, scheduler.Config{Client: c.api.Loopback(), Informers: c.api.Informers(), Log: c.cfg.Log})
 	})
 	return nil
+}
+
+// signing is where the certificate controller finds the keys it signs with.
+func (c *Cluster) signing() string { return filepath.Join(c.cfg.Run, "signing") }
+
+// removeEach removes the directories of volumes below one.
+func removeEach(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		err = errors.Join(err, volume.RemoveTree(filepath.Join(dir, e.Name())))
+	}
+	return err
 }
 
 func (c *Cluster) kubeconfigs() []string {

@@ -95,7 +95,7 @@ var house = map[string]rule{
 	"internal/static":        {9, []string{"internal/manifest", "internal/engine", "internal/cri"}, "the engine's pods from a directory"},
 	"internal/play":          {9, []string{"internal/manifest", "internal/volume", "internal/logview", "internal/progress", "internal/timeline", "internal/cri"}, "an API's objects in the foreground"},
 	"internal/cluster": {10, []string{"internal/cri", "internal/engine", "internal/machine", "internal/pki", "internal/store", "internal/apiserver", "internal/controllers", "internal/scheduler",
-		"internal/klogs", "internal/agent", "internal/kubeletapi", "internal/stats", "internal/upkeep", "internal/shutdown", "internal/static", "internal/sys"}, "the one place where the upper half is put together"},
+		"internal/klogs", "internal/agent", "internal/kubeletapi", "internal/stats", "internal/upkeep", "internal/shutdown", "internal/static", "internal/volume", "internal/sys"}, "the one place where the upper half is put together"},
 	"internal/kubectl": {10, nil, "upstream's commands on the node's kubeconfig; knows nothing else of a node"},
 	"internal/cli": {11, []string{"internal/kubectl", "internal/cluster", "internal/play", "internal/static", "internal/anatomy", "internal/bench", "internal/logview", "internal/progress", "internal/timeline",
 		"internal/node", "internal/machine", "internal/manifest", "internal/engine", "internal/image", "internal/cri", "internal/version", "internal/stats", "internal/upkeep", "internal/shutdown"}, "flags and tables; no decision of its own"},
