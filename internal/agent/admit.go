@@ -11,7 +11,6 @@ import (
 // admission decides whether a pod bound to this node fits on it, with
 // kubelet's own code.
 type admission struct {
-	agent      *Agent
 	predicates lifecycle.PodAdmitHandler
 }
 
@@ -23,16 +22,11 @@ func newAdmission(a *Agent) *admission {
 		return a.cfg.Node.Fresh(ctx)
 	}
 	noPlugins := func(*schedulerframework.NodeInfo, *lifecycle.PodAdmitAttributes) error { return nil }
-	return &admission{agent: a, predicates: lifecycle.NewPredicateAdmitHandler(node, lifecycle.NewAdmissionFailureHandlerStub(), noPlugins)}
+	return &admission{predicates: lifecycle.NewPredicateAdmitHandler(node, lifecycle.NewAdmissionFailureHandlerStub(), noPlugins)}
 }
 
 // judge returns why a pod may not run here; an empty reason lets it in.
 func (d *admission) judge(pod *v1.Pod, others []*v1.Pod) (reason, message string) {
-	if ask := d.agent.cfg.Admit; ask != nil {
-		if reason, message := ask(pod); reason != "" {
-			return reason, message
-		}
-	}
 	result := d.predicates.Admit(context.Background(), &lifecycle.PodAdmitAttributes{Pod: pod, OtherPods: others, Operation: lifecycle.AddOperation})
 	if result.Admit {
 		return "", ""

@@ -70,10 +70,6 @@ type Config struct {
 	// Node is this node's object. No pod of the API starts before it is
 	// registered.
 	Node NodeObject
-	// Admit is asked first whether a pod may start here: a reason refuses it.
-	// Whether it fits the node is the agent's own question. Nil: no objection.
-	Admit func(*v1.Pod) (reason, message string)
-
 	// StaticLoaded is closed when the manifest directory has been read: until
 	// then its pods can't be told from orphans. Nil: there is no directory.
 	StaticLoaded <-chan struct{}
@@ -112,7 +108,7 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{cfg: cfg, log: cfg.Log, ready: make(chan struct{}), known: map[types.UID]*entry{}}
 	a.pods = cfg.Informers.Core().V1().Pods().Informer()
-	a.events = newRecorder(cfg.NodeName)
+	a.events = newRecorder(cfg.NodeName, cfg.Log)
 	a.mirrors = newMirrors(a)
 	a.writer = newWriter(a)
 	a.admit = newAdmission(a)
@@ -122,10 +118,14 @@ func New(cfg Config) (*Agent, error) {
 // Ready is closed when the pods the API had at the start are with the engine.
 func (a *Agent) Ready() <-chan struct{} { return a.ready }
 
+// RecordNode writes an Event about the node, as kubelet does. It may be called
+// at any time; before Run it does nothing.
+func (a *Agent) RecordNode(kind, reason, message string) { a.events.aboutNode(kind, reason, message) }
+
 // Run does the agent's work until ctx ends. Pods keep running.
 func (a *Agent) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	a.events.start(ctx, a.cfg.Client)
+	a.events.start(a.cfg.Client)
 	defer a.events.stop()
 	group.Go(func() error {
 		a.cfg.Objects.Run(ctx, a.cfg.Engine.ObjectsChanged, a.cfg.Engine.RefreshVolumes)

@@ -72,7 +72,7 @@ func withAPI(m *testing.M) int {
 
 // lab is a node on a fake runtime, with a namespace of its own in the API.
 type lab struct {
-	t    *testing.T
+	t    testing.TB
 	ns   string
 	node string
 	rt   *fakecri.Runtime
@@ -87,7 +87,7 @@ type life struct {
 	end    func()
 }
 
-func newLab(t *testing.T, set func(*fakecri.Runtime)) *lab {
+func newLab(t testing.TB, set func(*fakecri.Runtime)) *lab {
 	t.Helper()
 	name := strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(t.Name()))
 	l := &lab{t: t, ns: name, node: "node-" + name, rt: fakecri.New(clock.RealClock{}), dir: t.TempDir()}

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"context"
 	"log/slog"
 
 	v1 "k8s.io/api/core/v1"
@@ -18,17 +17,22 @@ import (
 // aggregates what is alike and bounds how many there are of one pod.
 type recorder struct {
 	node        string
+	log         *slog.Logger
 	broadcaster record.EventBroadcaster
 	to          record.EventRecorder
 }
 
-func newRecorder(node string) *recorder { return &recorder{node: node} }
+func newRecorder(node string, log *slog.Logger) *recorder {
+	b := record.NewBroadcaster()
+	return &recorder{
+		node: node, log: log, broadcaster: b,
+		to: b.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: node}),
+	}
+}
 
-// start makes records go to the API. Before it there must be none.
-func (r *recorder) start(ctx context.Context, client kubernetes.Interface) {
-	r.broadcaster = record.NewBroadcaster(record.WithContext(ctx))
+// start makes records go to the API; those before it are dropped.
+func (r *recorder) start(client kubernetes.Interface) {
 	r.broadcaster.StartRecordingToSink(&typedv1.EventSinkImpl{Interface: client.CoreV1().Events("")})
-	r.to = r.broadcaster.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: r.node})
 }
 
 func (r *recorder) stop() { r.broadcaster.Shutdown() }
@@ -42,7 +46,7 @@ func (r *recorder) record(pod *v1.Pod, rec *engine.Record) {
 	if rec.Container != "" {
 		attrs = append(attrs, "container", rec.Container)
 	}
-	slog.Debug(rec.Message, attrs...)
+	r.log.Debug(rec.Message, attrs...)
 }
 
 // about writes an Event about a pod.

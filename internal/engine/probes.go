@@ -68,6 +68,7 @@ func (w *worker) keepProbing(ctx context.Context, c *v1.Container, p lifecycle.P
 		if ctx.Err() != nil {
 			return
 		}
+		w.count(c.Name, p.Kind, out.Void, out.Success)
 		if out.Reason != "" {
 			w.record(v1.EventTypeWarning, out.Reason, c.Name, out.Message)
 		}
@@ -86,4 +87,49 @@ func (w *worker) keepProbing(ctx context.Context, c *v1.Container, p lifecycle.P
 		case <-ticker.C():
 		}
 	}
+}
+
+// ProbeCount is how often a probe of a container had a result, as kubelet
+// counts it: "successful", "failed" or "unknown".
+type ProbeCount struct {
+	Pod       *v1.Pod // not to be modified
+	Container string
+	Kind      string // Startup, Readiness or Liveness
+	Result    string
+	Count     int64
+}
+
+// counted names a counter of a pod.
+type counted struct{ container, kind, result string }
+
+func (w *worker) count(container string, kind lifecycle.ProbeKind, void, success bool) {
+	result := "failed"
+	switch {
+	case void:
+		result = "unknown"
+	case success:
+		result = "successful"
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.counts == nil {
+		w.counts = map[counted]int64{}
+	}
+	w.counts[counted{container, string(kind), result}]++
+}
+
+// ProbeCounts are the results of all probes of the present pods so far, in no
+// order.
+func (e *Engine) ProbeCounts() []ProbeCount {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var all []ProbeCount
+	for _, w := range e.pods {
+		w.mu.Lock()
+		for k, n := range w.counts {
+			all = append(all, ProbeCount{w.shown, k.container, k.kind, k.result, n})
+		}
+		w.mu.Unlock()
+	}
+	return all
 }

@@ -37,6 +37,7 @@ type worker struct {
 	logs    []runningLog
 	stale   bool // volumes may show old content
 	evicted bool
+	counts  map[counted]int64 // of probes
 
 	// disk guards the pod's volumes: package volume allows one call per pod.
 	disk    sync.Mutex

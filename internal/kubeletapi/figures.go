@@ -176,3 +176,14 @@ func (s *Server) containerMetrics(w http.ResponseWriter, r *http.Request) {
 	}
 	p.serve(w)
 }
+
+// probeMetrics serves how the pods' probes went.
+func (s *Server) probeMetrics(w http.ResponseWriter, _ *http.Request) {
+	var p page
+	for _, c := range s.cfg.Probes() {
+		p.family("prober_probe_total", "counter", "[BETA] Cumulative number of a liveness, readiness or startup probe for a container by result.").
+			add(float64(c.Count), 0, label{"container", c.Container}, label{"namespace", c.Pod.Namespace}, label{"pod", c.Pod.Name},
+				label{"pod_uid", string(c.Pod.UID)}, label{"probe_type", c.Kind}, label{"result", c.Result})
+	}
+	p.serve(w)
+}

@@ -9,7 +9,7 @@
 // go to the runtime: by a function call where it is in this process, else to
 // the address the runtime names.
 //
-// Floor: 9, over logview and the CRI line.
+// Floor: 9, over logview, the CRI line and what the engine counts.
 package kubeletapi
 
 import (
@@ -29,6 +29,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"unipod.dev/unipod/internal/cri"
+	"unipod.dev/unipod/internal/engine"
 )
 
 // Stats measures, with the signatures of kubelet's summary provider.
@@ -57,6 +58,8 @@ type Config struct {
 	Streams http.Handler
 	// Stats is nil where nobody measures.
 	Stats Stats
+	// Probes are the results of the pods' probes; nil where nobody counts.
+	Probes func() []engine.ProbeCount
 
 	Clock clock.WithTicker // default: the real one
 	Log   *slog.Logger     // default: slog.Default()
@@ -115,6 +118,9 @@ func (s *Server) routes() {
 	s.mux.HandleFunc("POST /run/{namespace}/{pod}/{uid}/{container}", s.run)
 	s.mux.Handle("GET /metrics", legacyregistry.Handler())
 	s.mux.HandleFunc("GET /metrics/cadvisor", s.containerMetrics)
+	if s.cfg.Probes != nil {
+		s.mux.HandleFunc("GET /metrics/probes", s.probeMetrics)
+	}
 	if s.cfg.Stats != nil {
 		s.mux.HandleFunc("GET /stats/summary", s.summary)
 		s.mux.HandleFunc("GET /stats/summary/", s.summary)

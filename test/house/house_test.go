@@ -85,7 +85,7 @@ var house = map[string]rule{
 	"internal/agent/register": {7, []string{"internal/cri", "internal/machine"}, "the Node object tells of the machine and its runtime"},
 	"internal/agent":          {8, []string{"internal/engine"}, "kubelet's part: between the API and the engine"},
 
-	"internal/kubeletapi": {9, []string{"internal/cri", "internal/podspec", "internal/logview"}, "kubelet's HTTP face; who runs the pods is given to it"},
+	"internal/kubeletapi": {9, []string{"internal/cri", "internal/podspec", "internal/engine", "internal/logview"}, "kubelet's HTTP face; who runs the pods is given to it"},
 
 	"internal/logview":       {8, nil, "reads CRI log files, whoever writes them"},
 	"internal/progress":      {8, nil, "draws on a terminal"},
