@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -52,6 +51,8 @@ func (c *Cluster) startNode(ctx context.Context, listener net.Listener) (ready <
 	// Both are there before the engine runs and asks.
 	var keeper *upkeep.Keeper
 	var down *shutdown.Manager
+	var a *agent.Agent
+	record := func(kind, reason, message string) { a.RecordNode(kind, reason, message) }
 	ecfg, err := c.engineConfig(sources)
 	if err != nil {
 		return nil, err
@@ -72,7 +73,7 @@ func (c *Cluster) startNode(ctx context.Context, listener net.Listener) (ready <
 		CRI: cfg.CRI, NodeName: cfg.NodeName, PodsDir: ecfg.Dir, LogDir: ecfg.LogDir, Pods: c.engine.Pods, Volumes: c.engine.Usages, Log: cfg.Log,
 	})
 	keeper, err = upkeep.New(upkeep.Config{
-		CRI: cfg.CRI, Engine: c.engine, Stats: figures, Eviction: cfg.Eviction, Images: cfg.Images, Clock: cfg.Clock, Log: cfg.Log,
+		CRI: cfg.CRI, Engine: c.engine, Stats: figures, Eviction: cfg.Eviction, Images: cfg.Images, Record: record, Clock: cfg.Clock, Log: cfg.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -85,13 +86,20 @@ func (c *Cluster) startNode(ctx context.Context, listener net.Listener) (ready <
 	}
 	object, err := register.New(register.Config{
 		Client: c.client, CRI: cfg.CRI, Name: cfg.NodeName, Version: version.Get().GitVersion, Root: cfg.Root, Addresses: hostAddresses(ecfg.Node.HostIPs),
-		Port: int32(reachable(listener.Addr()).Port()), Labels: cfg.Labels, Pressure: pressure{keeper}, Clock: cfg.Clock, Log: cfg.Log,
+		Port: int32(reachable(listener.Addr()).Port()), Labels: cfg.Labels, Pressure: keeper, Record: record,
+		Problem: func() error {
+			if down != nil && down.ShuttingDown() {
+				return errors.New("node is shutting down")
+			}
+			return nil
+		},
+		Clock: cfg.Clock, Log: cfg.Log,
 	})
 	if err != nil {
 		return nil, err
 	}
 	c.usage.set(stats.NewUsage(figures, object.Node))
-	a, err := agent.New(agent.Config{
+	a, err = agent.New(agent.Config{
 		Client: c.client, Informers: shared, NodeName: cfg.NodeName, Engine: c.engine, Objects: sources, Node: object,
 		StaticLoaded: cfg.StaticLoaded, Keep: cfg.Keep, Clock: cfg.Clock, Log: cfg.Log,
 	})
@@ -99,7 +107,8 @@ func (c *Cluster) startNode(ctx context.Context, listener net.Listener) (ready <
 		return nil, err
 	}
 	server, err := kubeletapi.New(kubeletapi.Config{
-		NodeName: cfg.NodeName, Client: c.client, ClientCA: c.keys, CRI: cfg.CRI, Pods: c.engine.Pods, Streams: cfg.Streams, Stats: figures, Clock: cfg.Clock, Log: cfg.Log,
+		NodeName: cfg.NodeName, Client: c.client, ClientCA: c.keys, CRI: cfg.CRI, Pods: c.engine.Pods, Watch: agent.Changes(c.engine), Streams: cfg.Streams,
+		Stats: figures, Probes: c.engine.ProbeCounts, Clock: cfg.Clock, Log: cfg.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -108,7 +117,9 @@ func (c *Cluster) startNode(ctx context.Context, listener net.Listener) (ready <
 	c.group.Go(func() error { return c.engine.Run(ctx) })
 	c.group.Go(func() error { return keeper.Run(ctx) })
 	c.group.Go(func() error { return object.Run(ctx) })
-	c.group.Go(func() error { return poke(ctx, object, keeper.Changed()) })
+	if down != nil {
+		c.group.Go(func() error { return poke(ctx, object, down.Changed()) })
+	}
 	c.group.Go(func() error { return a.Run(ctx) })
 	c.group.Go(func() error { return serveKubelet(ctx, server.Handler(), cert, listener, cfg.Log) })
 	return a.Ready(), nil
@@ -165,15 +176,6 @@ func (u *usage) PodMetrics(ctx context.Context, namespace string) ([]metrics.Pod
 	}
 	return nil, errNoNode
 }
-
-// pressure is what upkeep found, in the words of kubelet's eviction manager.
-type pressure struct{ *upkeep.Keeper }
-
-func (p pressure) is(c v1.NodeConditionType) bool { return slices.Contains(p.Conditions(), c) }
-
-func (p pressure) IsUnderMemoryPressure() bool { return p.is(v1.NodeMemoryPressure) }
-func (p pressure) IsUnderDiskPressure() bool   { return p.is(v1.NodeDiskPressure) }
-func (p pressure) IsUnderPIDPressure() bool    { return p.is(v1.NodePIDPressure) }
 
 // poke has the Node object looked at when what it tells has changed.
 func poke(ctx context.Context, object *register.Node, changed <-chan struct{}) error {

@@ -184,7 +184,7 @@ func newRig(t testing.TB) *rig {
 	a, err := agent.New(agent.Config{Client: r.api, Informers: shared, NodeName: r.name, Engine: r.engine, Objects: sources, Node: object, Log: log})
 	must(t, err)
 	server, err := New(Config{
-		NodeName: r.name, Client: r.api, ClientCA: r.keys, CRI: n.CRI(), Pods: r.engine.Pods, Streams: n.Streams(), Watch: agent.Changes(r.engine), Log: log,
+		NodeName: r.name, Client: r.api, ClientCA: r.keys, CRI: n.CRI(), Pods: r.engine.Pods, Streams: n.Streams(), Watch: agent.Changes(r.engine), Probes: r.engine.ProbeCounts, Log: log,
 		Stats: stats.New(stats.Config{CRI: n.CRI(), NodeName: r.name, PodsDir: cfg.Dir, LogDir: cfg.LogDir, Pods: r.engine.Pods, Volumes: r.engine.Usages, Log: log}),
 	})
 	must(t, err)
@@ -311,7 +311,9 @@ func (r *rig) executor(kind, pod, sub string, o runtime.Object) remotecommand.Ex
 
 func TestLive(t *testing.T) {
 	r := newRig(t)
-	r.start(demoPod("web", "echo started; echo oops >&2; echo hello >/www/index.html; httpd -p 80 -h /www; while read line; do echo got $line; done; sleep 1000"))
+	web := demoPod("web", "echo started; echo oops >&2; echo hello >/www/index.html; httpd -p 80 -h /www; while read line; do echo got $line; done; sleep 1000")
+	web.Spec.Containers[0].ReadinessProbe = &v1.Probe{ProbeHandler: v1.ProbeHandler{Exec: &v1.ExecAction{Command: []string{"true"}}}}
+	r.start(web)
 	t.Run("logs", r.testLogs)
 	for _, kind := range []string{"spdy", "websocket"} {
 		t.Run("exec "+kind, func(t *testing.T) { r.testExec(t, kind) })
@@ -466,6 +468,7 @@ func (r *rig) testScrape(t *testing.T) {
 		"/stats/summary":    `"workingSetBytes"`,
 		"/metrics":          "go_goroutines",
 		"/metrics/cadvisor": `container_memory_working_set_bytes{`,
+		"/metrics/probes":   `prober_probe_total{container="main",namespace="default",pod="web"`,
 		"/metrics/resource": `pod_memory_working_set_bytes{namespace="default",pod="web"} `,
 	} {
 		if code, body := r.get(path, r.keys.Admin(), ""); code != http.StatusOK || !strings.Contains(body, want) {

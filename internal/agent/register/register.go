@@ -78,6 +78,8 @@ type Config struct {
 	Labels map[string]string
 	// Pressure is nil where nobody looks for any.
 	Pressure Pressure
+	// Problem says why the node isn't ready beside its runtime, nil if it is.
+	Problem func() error
 	// Record writes an Event about the node; nil writes none.
 	Record func(kind, reason, message string)
 

@@ -59,7 +59,11 @@ func (n *Node) fill(ctx context.Context, st, old *v1.NodeStatus) {
 	}
 	n.listImages(ctx)
 	st.Images = n.images
-	n.conditions(st, old, runtimeProblem(runtimeStatus, err))
+	problem := runtimeProblem(runtimeStatus, err)
+	if n.cfg.Problem != nil {
+		problem = errors.Join(problem, n.cfg.Problem())
+	}
+	n.conditions(st, old, problem)
 }
 
 // resources are what the machine has and what of it pods may have. Capacity
