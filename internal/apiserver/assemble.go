@@ -11,6 +11,7 @@ import (
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apiextensions "k8s.io/apiextensions-apiserver/pkg/apiserver"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
@@ -107,6 +108,13 @@ func (s *Server) assemble(c Config) (*core, error) {
 	s.admission.informers()
 	if s.generic, err = config.Complete(s.shared).New("unipod", s.crds.GenericAPIServer); err != nil {
 		return nil, err
+	}
+	definitions := s.crds.Informers.Apiextensions().V1().CustomResourceDefinitions()
+	v1 := metav1.GroupVersionForDiscovery{GroupVersion: apiextensionsv1.SchemeGroupVersion.String(), Version: apiextensionsv1.SchemeGroupVersion.Version}
+	s.generic.DiscoveryGroupManager.AddGroup(metav1.APIGroup{Name: apiextensionsv1.GroupName, Versions: []metav1.GroupVersionForDiscovery{v1}, PreferredVersion: v1})
+	custom := &customGroups{crds: definitions.Lister(), groups: s.generic.DiscoveryGroupManager}
+	if err := custom.watch(definitions.Informer()); err != nil {
+		return nil, fmt.Errorf("custom resources: %w", err)
 	}
 	tokens, err := serviceaccount.JWTTokenGenerator(Issuer, c.PKI.ServiceAccountKey())
 	if err != nil {

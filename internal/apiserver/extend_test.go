@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -129,9 +130,27 @@ func TestCustomResources(t *testing.T) {
 	if err != nil || len(found.APIResources) != 3 {
 		t.Errorf("discovery: %v %v", found, err)
 	}
+	old := clients(t, w.admin(t)).DiscoveryClient
+	old.UseLegacyDiscovery = true
+	listed := func() bool {
+		groups, err := old.ServerGroups()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.ContainsFunc(groups.Groups, func(g metav1.APIGroup) bool { return g.Name == "example.test" && g.PreferredVersion.Version == "v1" })
+	}
+	if !listed() {
+		t.Error("old clients don't find the group")
+	}
 	if err := crds.Delete(ctx, crd.Name, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, "the group's end", func() error {
+		if listed() {
+			return errStillValid
+		}
+		return nil
+	})
 	eventually(t, "the definition's end", func() error {
 		if _, err := crds.Get(ctx, crd.Name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 			return fmt.Errorf("still there: %w", errors.Join(err, errStillValid))
