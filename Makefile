@@ -12,7 +12,7 @@
 #   make bench      measure it, beside the floor and the peers installed here
 #   make fuzz       fuzz every parser of foreign input (FUZZTIME=10s each)
 #   make lint       gofmt, go vet, shellcheck, staticcheck
-#   make install    into $(DESTDIR)$(PREFIX)/bin; `make uninstall` undoes it
+#   make install    into $(DESTDIR)$(PREFIX)/bin, with a systemd unit; `make uninstall` undoes it
 
 GO        ?= go
 PREFIX    ?= /usr/local
@@ -113,11 +113,18 @@ lint:
 	@scripts/deps.sh lint
 	@GO=$(GO) TAGS=$(TAGS) scripts/lint.sh
 
+# The unit goes where systemd looks: below $(PREFIX) it does for /usr and
+# /usr/local, else name another with UNITDIR.
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+
 install: build
 	install -D -m 0755 bin/unipod $(DESTDIR)$(PREFIX)/bin/unipod
+	install -d $(DESTDIR)$(UNITDIR)
+	sed 's|@BINDIR@|$(PREFIX)/bin|' systemd/unipod.service > $(DESTDIR)$(UNITDIR)/unipod.service
+	chmod 0644 $(DESTDIR)$(UNITDIR)/unipod.service
 
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/bin/unipod
+	rm -f $(DESTDIR)$(PREFIX)/bin/unipod $(DESTDIR)$(UNITDIR)/unipod.service
 
 clean:
 	rm -rf bin

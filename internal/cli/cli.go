@@ -102,12 +102,19 @@ func newRoot() *cobra.Command {
 		Short: "Run Kubernetes Pods on one Linux machine",
 		Long: `unipod runs Kubernetes Pods on one Linux machine, without a cluster.
 
-  unipod play web.yaml         run the pods of a manifest until they end or Ctrl-C
-  unipod anatomy web           show what a running pod is made of
+  unipod play web.yaml         run a manifest until its pods end or Ctrl-C
   unipod serve                 be the node: pods outlive the commands
+  unipod status                how the node is
+  unipod get pods              any of kubectl's commands, on this node
+  unipod anatomy web           show what a running pod is made of
+
+Commands of kubectl are upstream's own. They mean this machine's node, whatever
+$KUBECONFIG says, unless --kubeconfig, --context, --cluster or --server name
+another; ` + "`unipod kubectl`" + ` is kubectl as it is.
 
 Exit codes: 0 it went well; 1 it failed; 2 the arguments or manifests are
-wrong, and nothing was done. play and exec return a container's own code.`,
+wrong, and nothing was done. play and exec return a container's own code,
+kubectl's commands kubectl's.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
@@ -126,6 +133,7 @@ wrong, and nothing was done. play and exec return a container's own code.`,
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
 		return usage("%w (--help explains)", err)
 	})
+	cobra.EnableCommandSorting = false // their order is part of what the help says
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	for _, group := range []struct {
 		id, title string
@@ -133,7 +141,9 @@ wrong, and nothing was done. play and exec return a container's own code.`,
 	}{
 		{"pods", "Run pods", []*cobra.Command{newPlay(g), newServe(g)}},
 		{"seen", "Look at what runs", []*cobra.Command{newPs(g), newAnatomy(g)}},
-		{"node", "The node", []*cobra.Command{newImage(g), newBench(g), newVersion()}},
+		{"node", "The node", []*cobra.Command{
+			newStatus(g), newKubeconfig(g), newImage(g), newBackup(g), newRestore(g), newBench(g), newVersion(), newUninstall(g),
+		}},
 	} {
 		cmd.AddGroup(&cobra.Group{ID: group.id, Title: group.title + ":"})
 		for _, c := range group.commands {

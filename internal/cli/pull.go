@@ -5,8 +5,6 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/containerd/errdefs/pkg/errgrpc"
-
 	"unipod.dev/unipod/internal/cri"
 	"unipod.dev/unipod/internal/image"
 	"unipod.dev/unipod/internal/node"
@@ -36,7 +34,7 @@ func (p *pullsShown) PullImage(ctx context.Context, req *runtimeapi.PullImageReq
 	img, err := p.images.Pull(ctx, ref, opts)
 	p.screen.Set(ref, "")
 	if err != nil {
-		return nil, errgrpc.ToGRPC(err)
+		return nil, cri.ToGRPC(err)
 	}
 	return &runtimeapi.PullImageResponse{ImageRef: img.ID}, nil
 }

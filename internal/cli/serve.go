@@ -10,9 +10,11 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"unipod.dev/unipod/internal/backup"
 	"unipod.dev/unipod/internal/cluster"
 	"unipod.dev/unipod/internal/engine"
 	"unipod.dev/unipod/internal/node"
@@ -143,7 +145,9 @@ func (g *global) serve(cmd *cobra.Command, f serveFlags) (err error) {
 		slog.Info("serving the CRI", "socket", "unix://"+filepath.Join(n.Run(), node.SocketName))
 	}
 	if f.only == "cri" {
+		tellSystemd(daemon.SdNotifyReady)
 		<-ctx.Done()
+		tellSystemd(daemon.SdNotifyStopping)
 		slog.Info("ending; pods keep running")
 		return nil
 	}
@@ -167,6 +171,9 @@ func (g *global) serveCluster(ctx context.Context, n *node.Node, f serveFlags, r
 		return err
 	}
 	loaded := make(chan struct{})
+	if err := backup.Check(g.root); err != nil && !cfg.Memory {
+		return err
+	}
 	cfg.CRI, cfg.Streams, cfg.Static, cfg.StaticLoaded = n.CRI(), n.Streams(), &static.Objects{}, loaded
 	c, err := cluster.Start(ctx, cfg)
 	if err != nil {
@@ -199,10 +206,20 @@ func (g *global) serveCluster(ctx context.Context, n *node.Node, f serveFlags, r
 		}
 		return nil
 	})
+	backups(n, c, g.root, cfg.Memory)
+	tellSystemd(daemon.SdNotifyReady)
 	slog.Info("serving the Kubernetes API", "server", c.Server(), "kubeconfig", filepath.Join(n.Run(), cluster.KubeconfigName), "manifests", f.manifests)
 	err = group.Wait()
+	tellSystemd(daemon.SdNotifyStopping)
 	slog.Info("ending; pods keep running")
 	return err
+}
+
+// tellSystemd tells how far the service is, where systemd started it.
+func tellSystemd(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		slog.Warn("telling systemd", "state", state, "error", err)
+	}
 }
 
 // logEvent puts what the engine records into the node's log.

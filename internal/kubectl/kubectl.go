@@ -14,18 +14,22 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	_ "early.unipod.dev" // see there: kubectl's translations cost every command 10 ms
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	_ "k8s.io/client-go/plugin/pkg/client/auth" // what other clusters' kubeconfigs may ask for
+	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/component-base/cli"
 	"k8s.io/component-base/logs"
 	"k8s.io/kubectl/pkg/cmd"
@@ -48,8 +52,8 @@ type Config struct {
 // KubeconfigName is the name of the node's kubeconfig below Run.
 const KubeconfigName = "kubeconfig"
 
-// adminSocket is the node's own socket below Run: who answers there lives.
-const adminSocket = "admin.sock"
+// criSocket is the CRI's below Run: a node that answers there lives.
+const criSocket = "cri.sock"
 
 // Run carries a command out on standard input and output. It doesn't return
 // when the command fails.
@@ -152,13 +156,27 @@ func alive(run string) error {
 	if _, err := os.Stat(filepath.Join(run, KubeconfigName)); errors.Is(err, fs.ErrPermission) {
 		return fmt.Errorf("the node's kubeconfig in %s is for root: run this as root, or let root make you one (unipod kubeconfig) and pass it by --kubeconfig", run)
 	}
-	c, err := net.Dial("unix", filepath.Join(run, adminSocket))
+	cfg, err := clientcmd.LoadFromFile(filepath.Join(run, KubeconfigName))
 	if err != nil {
+		if c, derr := net.Dial("unix", filepath.Join(run, criSocket)); derr == nil {
+			c.Close()
+			return fmt.Errorf("the node in %s has no Kubernetes API: it was started for the CRI only, or isn't ready yet", run)
+		}
 		return NoNode(run)
 	}
-	c.Close()
-	if _, err := os.Stat(filepath.Join(run, KubeconfigName)); err != nil {
-		return fmt.Errorf("the node in %s has no Kubernetes API: it was started for the CRI only, or isn't ready yet", run)
+	for _, cluster := range cfg.Clusters {
+		u, err := url.Parse(cluster.Server)
+		if err != nil {
+			return fmt.Errorf("the node's kubeconfig: %w", err)
+		}
+		// A kubeconfig outlives a node that was killed.
+		c, err := net.DialTimeout("tcp", u.Host, 5*time.Second)
+		if errors.Is(err, unix.ECONNREFUSED) {
+			return NoNode(run)
+		}
+		if err == nil {
+			c.Close()
+		}
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package kubectl
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -83,25 +84,28 @@ func TestAlive(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "unipod serve") {
 		t.Errorf("without a node: %v", err)
 	}
-	if err := os.WriteFile(filepath.Join(run, KubeconfigName), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := alive(run); err == nil || !strings.Contains(err.Error(), "no node runs") {
-		t.Errorf("after a node was killed: %v", err)
-	}
-	l, err := net.Listen("unix", filepath.Join(run, adminSocket))
+	cri, err := net.Listen("unix", filepath.Join(run, criSocket))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer cri.Close()
+	if err := alive(run); err == nil || !strings.Contains(err.Error(), "CRI only") {
+		t.Errorf("a node without an API: %v", err)
+	}
+	api, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := fmt.Sprintf("apiVersion: v1\nkind: Config\nclusters:\n- {name: unipod, cluster: {server: \"https://%s\"}}\n", api.Addr())
+	if err := os.WriteFile(filepath.Join(run, KubeconfigName), []byte(cfg), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if err := alive(run); err != nil {
 		t.Error(err)
 	}
-	if err := os.Remove(filepath.Join(run, KubeconfigName)); err != nil {
-		t.Fatal(err)
-	}
-	if err := alive(run); err == nil || !strings.Contains(err.Error(), "CRI only") {
-		t.Errorf("a node without an API: %v", err)
+	api.Close()
+	if err := alive(run); err == nil || !strings.Contains(err.Error(), "no node runs") {
+		t.Errorf("after the node was killed: %v", err)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -17,7 +18,7 @@ import (
 )
 
 // adminSocketName is the name below Run of the socket for what the CRI has no
-// call for: image archives and the progress of pulls. It speaks HTTP; answers
+// call for: image archives, the progress of pulls, and backups. It speaks HTTP; answers
 // that take long are a stream of JSON messages. It is internal: both ends are
 // of one version, as the binary is.
 const adminSocketName = "admin.sock"
@@ -50,6 +51,9 @@ type adminMessage struct {
 type adminServer struct {
 	http *http.Server
 	done chan struct{}
+	// backup writes one, where what stands above the node has something to
+	// back up.
+	backup atomic.Pointer[func(context.Context, io.Writer) error]
 }
 
 func serveAdmin(path string, images ImageAdmin) (*adminServer, error) {
@@ -64,17 +68,22 @@ func serveAdmin(path string, images ImageAdmin) (*adminServer, error) {
 		l.Close()
 		return nil, err
 	}
+	s := &adminServer{done: make(chan struct{})}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /images/save", func(w http.ResponseWriter, r *http.Request) {
 		req, err := decodeAdmin(r)
 		if err == nil {
 			err = images.Save(r.Context(), w, req.Format, req.Refs...)
 		}
-		if err != nil {
-			// Too late for a status once bytes have gone: a trailer tells.
-			w.Header().Set(http.TrailerPrefix+"Unipod-Error", url.QueryEscape(err.Error()))
-			w.Header().Set(http.TrailerPrefix+"Unipod-Code", fmt.Sprint(errhttp.ToHTTP(err)))
+		tellLate(w, err)
+	})
+	mux.HandleFunc("POST /backup", func(w http.ResponseWriter, r *http.Request) {
+		write := s.backup.Load()
+		if write == nil {
+			tellLate(w, fmt.Errorf("this node has no Kubernetes API that could be backed up: %w", errdefs.ErrFailedPrecondition))
+			return
 		}
+		tellLate(w, (*write)(r.Context(), w))
 	})
 	answer := func(pattern string, call func(context.Context, *http.Request, func(Progress)) (adminMessage, error)) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
@@ -128,9 +137,18 @@ func serveAdmin(path string, images ImageAdmin) (*adminServer, error) {
 		removed, err := images.Prune(ctx, req.All)
 		return adminMessage{Removed: removed}, err
 	}))
-	s := &adminServer{http: &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}, done: make(chan struct{})}
+	s.http = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	go func() { s.http.Serve(l); close(s.done) }()
 	return s, nil
+}
+
+// tellLate tells an error by a trailer: once bytes have gone it is too late for
+// a status.
+func tellLate(w http.ResponseWriter, err error) {
+	if err != nil {
+		w.Header().Set(http.TrailerPrefix+"Unipod-Error", url.QueryEscape(err.Error()))
+		w.Header().Set(http.TrailerPrefix+"Unipod-Code", fmt.Sprint(errhttp.ToHTTP(err)))
+	}
 }
 
 func decodeAdmin(r *http.Request) (*adminRequest, error) {

@@ -10,6 +10,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -136,6 +138,23 @@ func (n *Node) Streams() http.Handler {
 
 // Images is the administration of the node's images.
 func (n *Node) Images() ImageAdmin { return n.images }
+
+// HandleBackup says how a backup of the node is written, for other processes
+// that ask for one ([Node.Backup]). The node must be of this process.
+func (n *Node) HandleBackup(write func(context.Context, io.Writer) error) {
+	if n.local != nil {
+		n.local.admin.backup.Store(&write)
+	}
+}
+
+// Backup asks a node of another process for a backup.
+func (n *Node) Backup(ctx context.Context, w io.Writer) error {
+	r, ok := n.images.(*remoteImages)
+	if !ok {
+		return fmt.Errorf("only the running node can be asked for a backup: %w", errdefs.ErrFailedPrecondition)
+	}
+	return r.stream(ctx, w, "backup", nil)
+}
 
 // InProcess tells whether the node runs in this process.
 func (n *Node) InProcess() bool { return n.local != nil }
@@ -278,15 +297,46 @@ func (n *Node) closeAll() error {
 	return errors.Join(errs...)
 }
 
+// Lock takes a root directory without running its node: for who changes what
+// only a node may. When a process runs it, the error is a *LockedError.
+func Lock(root string) (unlock func() error, err error) { return lock(root) }
+
+// Holder names the process that runs the node of a root directory; "" when
+// none does.
+func Holder(root string) (string, error) {
+	f, err := os.OpenFile(filepath.Join(root, lockName), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("the node's lock: %w", err)
+	}
+	defer f.Close()
+	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		holder, rerr := io.ReadAll(io.LimitReader(f, 4096))
+		return cmp.Or(strings.TrimSpace(string(holder)), "an unknown process"), rerr
+	}
+	return "", err
+}
+
+// lockName is the lock's below a root directory.
+const lockName = "node.lock"
+
 // lock takes the root directory for this process. The kernel gives it back
 // when the process ends, however it does.
 func lock(root string) (unlock func() error, err error) {
-	path := filepath.Join(root, "node.lock")
+	path := filepath.Join(root, lockName)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("the node's lock: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	for n := 0; n < 5 && errors.Is(err, unix.EWOULDBLOCK); n++ {
+		time.Sleep(10 * time.Millisecond) // whoever asks for the holder has it for a moment
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
 		defer f.Close()
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("locking %s: %w", path, err)

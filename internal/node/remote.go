@@ -33,7 +33,7 @@ func (r *remoteImages) close() error {
 }
 
 func (r *remoteImages) post(ctx context.Context, call string, body io.Reader) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://node/images/"+call, body)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://node/"+call, body)
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +57,7 @@ func (r *remoteImages) call(ctx context.Context, name string, req any, body io.R
 		}
 		body = bytes.NewReader(b)
 	}
-	resp, err := r.post(ctx, name, body)
+	resp, err := r.post(ctx, "images/"+name, body)
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +145,12 @@ func (r *remoteImages) Save(ctx context.Context, w io.Writer, format string, ref
 	if err != nil {
 		return err
 	}
-	resp, err := r.post(ctx, "save", bytes.NewReader(b))
+	return r.stream(ctx, w, "images/save", bytes.NewReader(b))
+}
+
+// stream makes a request whose answer is bytes, and an error after them.
+func (r *remoteImages) stream(ctx context.Context, w io.Writer, call string, body io.Reader) error {
+	resp, err := r.post(ctx, call, body)
 	if err != nil {
 		return err
 	}

@@ -51,7 +51,7 @@ func WriteFile(path string, text []byte) error {
 
 // sweep removes what a killed WriteFile left in the directory of keys.
 func sweep(dir string) error {
-	for _, name := range []string{caFile, frontFile, accountFile, encryptionFile} {
+	for _, name := range FileNames() {
 		left, err := filepath.Glob(filepath.Join(dir, "."+name+".*"))
 		if err != nil {
 			return err

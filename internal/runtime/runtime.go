@@ -33,7 +33,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"golang.org/x/sys/unix"
 
 	"unipod.dev/unipod/internal/cgroup"
@@ -153,7 +152,7 @@ func newID() string {
 // this happens.
 func toGRPC(err *error) {
 	if *err != nil {
-		*err = errgrpc.ToGRPC(*err)
+		*err = cri.ToGRPC(*err)
 	}
 }
 

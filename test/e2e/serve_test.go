@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"unipod.dev/unipod/internal/anatomy"
-	"unipod.dev/unipod/internal/machine"
 )
 
 // TestServeRestart: pods of a directory run, don't notice that the node is
@@ -38,15 +37,14 @@ func TestServeRestart(t *testing.T) {
 		t.Errorf("the pod was made anew:\nbefore %+v\nafter  %+v", before, after)
 	}
 	// The node that adopted it serves it: its exec, its logs.
-	host, err := machine.Name()
-	if err != nil {
-		t.Fatal(err)
+	// Its mirror is in the API once the files have been read.
+	if code, out := n.do("wait", "--for=create", "--timeout=60s", "pod/p"); code != 0 {
+		t.Fatalf("wait: code %d, %s", code, out)
 	}
-	mirror := "p-" + host // a pod of a file, as the API has it
-	if code, out := n.do("exec", mirror, "--", "echo", "adopted"); code != 0 || out != "adopted\n" {
+	if code, out := n.do("exec", "p", "--", "echo", "adopted"); code != 0 || out != "adopted\n" {
 		t.Errorf("exec: code %d, %q", code, out)
 	}
-	if code, out := n.do("logs", mirror); code != 0 || out != "up\n" {
+	if code, out := n.do("logs", "p"); code != 0 || out != "up\n" {
 		t.Errorf("logs: code %d, %q", code, out)
 	}
 	// A play beside it uses the node that is there.
