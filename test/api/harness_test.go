@@ -9,7 +9,6 @@ package api
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -20,7 +19,9 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -43,17 +44,25 @@ const fsSize = 256 << 20
 
 // node is the server under test: upstream's parts allow one per process.
 var node struct {
-	data   string // the store's file system
-	small  bool   // it is one
-	store  *store.Store
-	server *apiserver.Server
+	*running
+	data   string       // the store's file system
+	small  bool         // it is one
 	config *rest.Config // over TLS, as admin
 	tls    *tls.Config
-	addr   string
 }
 
+// childEnv makes the test binary a server in a directory, to be killed.
+const childEnv = "UNIPOD_API_CHILD"
+
 func TestMain(m *testing.M) {
-	code, err := run(m)
+	klogs.Install(slog.New(slog.DiscardHandler))
+	var code int
+	var err error
+	if dir := os.Getenv(childEnv); dir != "" {
+		err = child(dir)
+	} else {
+		code, err = run(m)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
@@ -61,8 +70,75 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// running is a server and what it stands on.
+type running struct {
+	store     *store.Store
+	authority *pki.Authority
+	server    *apiserver.Server
+	addr      string
+	stop      func() error
+}
+
+// start serves the API out of a directory until stop is called.
+func start(dir string) (_ *running, err error) {
+	r := &running{}
+	ctx, cancel := context.WithCancel(context.Background())
+	undo := []func() error{func() error { cancel(); return nil }}
+	r.stop = sync.OnceValue(func() (err error) {
+		for _, f := range slices.Backward(undo) {
+			err = errors.Join(err, f())
+		}
+		return err
+	})
+	defer func() {
+		if err != nil {
+			r.stop()
+		}
+	}()
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
+	if r.store, err = store.Open(store.Config{Dir: filepath.Join(dir, "api"), Log: log}); err != nil {
+		return nil, err
+	}
+	undo = append(undo, r.store.Close)
+	if r.authority, err = pki.Open(filepath.Join(dir, "pki"), clock.RealClock{}); err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	r.addr = l.Addr().String()
+	_, services, _ := net.ParseCIDR("10.96.0.0/16")
+	r.server, err = apiserver.New(ctx, apiserver.Config{
+		Store: r.store, PKI: r.authority, Log: log,
+		Advertise: netip.MustParseAddrPort(r.addr), ServiceCIDRs: []*net.IPNet{services},
+	})
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	undo = append(undo, func() error { r.server.Close(); return nil })
+	served := make(chan error, 1)
+	go func() { served <- r.server.Serve(ctx, l, r.authority.Serving("test", pki.Hosts()...).GetCertificate) }()
+	undo = append(undo, func() error { cancel(); return <-served })
+	return r, r.server.Wait(ctx)
+}
+
+// admin is the configuration of an administrator's client.
+func admin(authority *pki.Authority, addr string) (*rest.Config, error) {
+	kubeconfig, err := authority.Kubeconfig("https://"+addr, authority.Admin())
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := clientcmd.NewDefaultClientConfig(*kubeconfig, nil).ClientConfig()
+	if err != nil {
+		return nil, err
+	}
+	cfg.QPS = -1
+	return cfg, nil
+}
+
 func run(m *testing.M) (code int, err error) {
-	klogs.Install(slog.New(slog.DiscardHandler))
 	dir, err := os.MkdirTemp("", "unipod-api-")
 	if err != nil {
 		return 1, err
@@ -76,60 +152,22 @@ func run(m *testing.M) (code int, err error) {
 		node.small = true
 		defer unix.Unmount(dir, unix.MNT_DETACH)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
-	if node.store, err = store.Open(store.Config{Dir: filepath.Join(dir, "api"), Log: log}); err != nil {
+	if node.running, err = start(dir); err != nil {
 		return 1, err
 	}
-	defer node.store.Close()
-	authority, err := pki.Open("", clock.RealClock{})
-	if err != nil {
-		return 1, err
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 1, err
-	}
-	node.addr = l.Addr().String()
-	_, services, _ := net.ParseCIDR("10.96.0.0/16")
-	node.server, err = apiserver.New(ctx, apiserver.Config{
-		Store: node.store, PKI: authority, Log: log,
-		Advertise: netip.MustParseAddrPort(node.addr), ServiceCIDRs: []*net.IPNet{services},
-	})
-	if err != nil {
-		return 1, err
-	}
-	defer node.server.Close()
-	served := make(chan error, 1)
-	go func() { served <- node.server.Serve(ctx, l, authority.Serving("test", pki.Hosts()...).GetCertificate) }()
-	defer func() {
-		cancel()
-		err = errors.Join(err, <-served)
-	}()
-	if err := node.server.Wait(ctx); err != nil {
-		return 1, err
-	}
+	defer func() { err = errors.Join(err, node.stop()) }()
 	// Without a controller that makes it, pods would wait for it.
 	if c, err := kubernetes.NewForConfig(node.server.Loopback()); err != nil {
 		return 1, err
-	} else if _, err := c.CoreV1().ServiceAccounts("default").Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{}); err != nil {
+	} else if _, err := c.CoreV1().ServiceAccounts("default").Create(context.Background(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{}); err != nil {
 		return 1, err
 	}
-	kubeconfig, err := authority.Kubeconfig("https://"+node.addr, authority.Admin())
-	if err != nil {
+	if node.config, err = admin(node.authority, node.addr); err != nil {
 		return 1, err
 	}
-	if node.config, err = clientcmd.NewDefaultClientConfig(*kubeconfig, nil).ClientConfig(); err != nil {
-		return 1, err
-	}
-	node.config.QPS, node.config.Burst = -1, 0
 	if node.tls, err = rest.TLSConfigFor(node.config); err != nil {
 		return 1, err
 	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(authority.CABundlePEM())
-	node.tls.RootCAs = pool
 	return m.Run(), nil
 }
 
