@@ -6,7 +6,7 @@
 #   make soak       a thousand pods live and end; nothing of them may stay (LIVES=1000)
 #   make test-containerd   play the scenarios with containerd as the runtime
 #   make test-cri   run critest, the CRI's conformance tool
-#   make test-kubelet   run static pods under a real kubelet
+#   make test-kubelet   run pods under a real kubelet, alone and in a cluster
 #   make test-operator   an operator and helm charts by others, on the API
 #   make demo       play the example pod
 #   make bench      measure it, beside the floor and the peers installed here
@@ -80,6 +80,7 @@ test-cri: build
 test-kubelet: build
 	@scripts/deps.sh kubelet
 	$(SUDO) env PATH="$$PATH" test/kubelet/run.sh bin/unipod
+	$(SUDO) env PATH="$$PATH" test/kubelet/cluster.sh bin/unipod
 
 # An operator and helm charts by others, against the API of `unipod serve`.
 test-operator: build
