@@ -11,3 +11,6 @@ memory=/run
 run=$(mktemp -d -p $memory unipod-bench-XXXXXX)
 trap 'rm -rf "$dir" "$run"' EXIT
 "$unipod" --root "$dir" --run "$run" bench "$@"
+echo
+# shellcheck disable=SC2086 # flags are words
+"$unipod" bench api ${BENCH_API_FLAGS:-}

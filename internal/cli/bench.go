@@ -65,6 +65,7 @@ loopback, unless --image names one that is there, with sleep and true in it.`,
 	fl.StringVar(&f.opts.Image, "image", f.opts.Image, "image to run, with --endpoint; the default is pulled from this command")
 	fl.BoolVar(&f.alone, "alone", false, "no peers, only unipod and the floor")
 	outputFlag(cmd, &f.format)
+	cmd.AddCommand(newBenchAPI(g))
 	return cmd
 }
 

@@ -87,13 +87,14 @@ var house = map[string]rule{
 
 	"internal/kubeletapi": {9, []string{"internal/cri", "internal/podspec", "internal/engine", "internal/logview"}, "kubelet's HTTP face; who runs the pods is given to it"},
 
-	"internal/logview":       {8, nil, "reads CRI log files, whoever writes them"},
-	"internal/progress":      {8, nil, "draws on a terminal"},
-	"internal/anatomy":       {9, []string{"internal/progress"}, "describes and draws, and reads nothing"},
-	"internal/anatomy/local": {10, []string{"internal/anatomy", "internal/runtime"}, "the one face that reads the runtime's records"},
-	"internal/bench":         {9, []string{"internal/cri", "internal/sys"}, "measures any CRI endpoint, and the bare system calls"},
-	"internal/static":        {9, []string{"internal/manifest", "internal/engine", "internal/cri"}, "the engine's pods from a directory"},
-	"internal/play":          {9, []string{"internal/manifest", "internal/volume", "internal/logview", "internal/progress", "internal/timeline", "internal/cri"}, "an API's objects in the foreground"},
+	"internal/logview":        {8, nil, "reads CRI log files, whoever writes them"},
+	"internal/progress":       {8, nil, "draws on a terminal"},
+	"internal/anatomy":        {9, []string{"internal/progress"}, "describes and draws, and reads nothing"},
+	"internal/anatomy/local":  {10, []string{"internal/anatomy", "internal/runtime"}, "the one face that reads the runtime's records"},
+	"internal/bench":          {9, []string{"internal/cri", "internal/sys"}, "measures any CRI endpoint, and the bare system calls"},
+	"internal/bench/apibench": {10, []string{"internal/bench"}, "measures any Kubernetes API by an ordinary client"},
+	"internal/static":         {9, []string{"internal/manifest", "internal/engine", "internal/cri"}, "the engine's pods from a directory"},
+	"internal/play":           {9, []string{"internal/manifest", "internal/volume", "internal/logview", "internal/progress", "internal/timeline", "internal/cri"}, "an API's objects in the foreground"},
 	"internal/cluster": {10, []string{"internal/cri", "internal/engine", "internal/machine", "internal/pki", "internal/store", "internal/apiserver", "internal/controllers", "internal/scheduler",
 		"internal/klogs", "internal/agent", "internal/kubeletapi", "internal/stats", "internal/upkeep", "internal/shutdown", "internal/static", "internal/volume", "internal/sys"}, "the one place where the upper half is put together"},
 	"internal/kubectl": {10, nil, "upstream's commands on the node's kubeconfig; knows nothing else of a node"},
@@ -126,7 +127,7 @@ var bans = []ban{
 	{"github.com/google/nftables", []string{"internal/network"}, "one floor speaks nftables"},
 	{"github.com/opencontainers/cgroups", []string{"internal/cgroup", "internal/runtime"}, "one floor knows cgroup drivers (runtime names the types of its figures)"},
 	{"github.com/spf13/cobra", []string{"internal/cli", "internal/kubectl"}, "flags end at the command line (kubectl brings its own)"},
-	{"k8s.io/client-go/kubernetes", []string{"internal/apiserver", "internal/controllers", "internal/scheduler", "internal/agent", "internal/kubeletapi", "internal/cluster", "internal/play", "internal/cli"}, "the runtime and the engine are no clients of a cluster"},
+	{"k8s.io/client-go/kubernetes", []string{"internal/apiserver", "internal/controllers", "internal/scheduler", "internal/agent", "internal/kubeletapi", "internal/cluster", "internal/play", "internal/cli", "internal/bench/apibench"}, "the runtime and the engine are no clients of a cluster"},
 	{"k8s.io/kubernetes/pkg/kubelet", []string{"internal/podspec", "internal/volume", "internal/apiserver", "internal/upkeep", "internal/agent", "internal/static", "internal/kubeletapi", "internal/cluster"}, "its words are kept, its code is not ours to carry (but a few pure helpers)"},
 }
 
