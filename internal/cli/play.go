@@ -292,7 +292,7 @@ func (g *global) playCluster(ctx context.Context, n *node.Node, claim *play.Clai
 		return nil, err
 	}
 	service := claim.Marked(n.CRI())
-	if !cfg.Quiet {
+	if !cfg.Quiet && !n.Foreign() {
 		service = &pullsShown{Service: service, images: n.Images(), screen: cfg.Screen}
 	}
 	// Any port: a play comes and goes, and shares the machine with others.

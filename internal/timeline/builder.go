@@ -137,10 +137,13 @@ func (b *Builder) Record(now time.Time, r Record) {
 	case r.Reason == "Started" && b.lives[r.Container] != nil:
 		l := b.lives[r.Container]
 		l.recorded++
-		b.start(now, r.Container, l)
+		// While its last run isn't known to have ended this one must wait.
+		if n := len(l.runs); n == 0 || !l.runs[n-1].End.IsZero() {
+			b.start(now, r.Container, l)
+		}
 		return
 	}
-	e := Entry{Time: now, Container: r.Container, Event: r.Reason, Text: r.Message, Warning: r.Type == v1.EventTypeWarning}
+	e := Entry{Time: now, Container: r.Container, Event: r.Reason, Text: r.Message, Recorded: true, Warning: r.Type == v1.EventTypeWarning}
 	switch r.Reason {
 	case Pulling, Pulled, Killing:
 		e.Text = trimSubject(r.Message, r.Container)
@@ -238,8 +241,7 @@ func (b *Builder) podBefore(now time.Time, old, pod *v1.Pod) {
 		c := condition(pod, v1.DisruptionTarget)
 		b.add(Entry{Time: now, Event: Disrupted, Text: withReason("disrupted", c.Reason, c.Message), Reason: c.Reason, Warning: true})
 	}
-	switch {
-	case became(v1.PodReadyToStartContainers):
+	if became(v1.PodReadyToStartContainers) {
 		text := "sandbox ready"
 		var ips []string
 		for _, ip := range pod.Status.PodIPs {
@@ -249,8 +251,6 @@ func (b *Builder) podBefore(now time.Time, old, pod *v1.Pod) {
 			text += ", " + strings.Join(ips, " ")
 		}
 		b.add(Entry{Time: now, Event: SandboxReady, Text: text})
-	case isTrue(old, v1.PodReadyToStartContainers) && !isTrue(pod, v1.PodReadyToStartContainers) && pod.DeletionTimestamp == nil && anyRuns(old):
-		b.add(Entry{Time: now, Event: SandboxLost, Text: "sandbox gone", Warning: true})
 	}
 	for _, t := range []v1.PodConditionType{v1.PodResizePending, v1.PodResizeInProgress} {
 		c, before := condition(pod, t), condition(old, t)
@@ -268,19 +268,6 @@ func withReason(text, reason, message string) string {
 		text += ": " + message
 	}
 	return text
-}
-
-// anyRuns reports whether a container of the pod runs. Where none does, the
-// sandbox goes because the pod has ended.
-func anyRuns(pod *v1.Pod) bool {
-	for _, list := range [][]v1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
-		for i := range list {
-			if list[i].State.Running != nil {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 func final(pod *v1.Pod) bool {
@@ -356,6 +343,7 @@ func (b *Builder) ends(now time.Time, s *v1.ContainerStatus, l *life, end *v1.Co
 	if n := len(l.runs); n > 0 && l.runs[n-1].End.IsZero() {
 		l.runs[n-1].End, l.runs[n-1].ExitCode = b.end, &code
 	}
+	b.start(now, s.Name, l) // the next one, if it is on record
 }
 
 // endKey names one end of a container. One that never got an ID is told by

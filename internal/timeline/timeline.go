@@ -36,7 +36,6 @@ const (
 	Created        = "Created"        // the pod
 	Scheduled      = "Scheduled"      // it has a node
 	SandboxReady   = "SandboxReady"   // its namespaces and addresses
-	SandboxLost    = "SandboxLost"    // and they are gone
 	Pulling        = "Pulling"        // an image
 	Pulled         = "Pulled"         // or it was there
 	Waiting        = "Waiting"        // a container, for the reason in Text
@@ -66,6 +65,9 @@ type Entry struct {
 	Text string `json:"text"`
 	// Warning: it is nothing one wishes a pod.
 	Warning bool `json:"warning,omitempty"`
+	// Recorded: it was told by a record, not by a status. Where both come by
+	// ways of their own, its place is where it arrived.
+	Recorded bool `json:"recorded,omitempty"`
 	// Reason is Kubernetes' word: of a waiting or ended container, of a phase.
 	Reason   string `json:"reason,omitempty"`
 	ExitCode *int32 `json:"exitCode,omitempty"`

@@ -61,8 +61,8 @@ func TestScenarios(t *testing.T) {
 	m := newMachine(t)
 	runtime := m.runtime(writeImage(t, m.dir))
 	if runtime == "unipod" {
-		serve := m.start("serve", "--only", "cri")
-		serve.contains("serving the CRI")
+		serve := m.start("serve", "--manifests", filepath.Join(m.dir, "manifests"))
+		serve.contains("serving the Kubernetes API")
 	}
 	var ending, interrupted []scenario
 	for _, s := range load(t, runtime) {

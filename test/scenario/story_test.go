@@ -3,6 +3,7 @@ package scenario
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -62,7 +63,8 @@ type moment struct {
 //
 // A line stands for itself; "…" at its end for any rest, and alone for any
 // lines; "? " before it for something that may be missing: a state so short
-// that nobody need have seen it.
+// that nobody need have seen it. What a status shows and what is recorded are
+// each in order, not one beside the other.
 func parseStory(text string) (*story, error) {
 	s := &story{skip: map[string]string{}}
 	var open *[]section
@@ -165,22 +167,28 @@ func matchLine(want, got string) bool {
 }
 
 // match reports whether lines are what is wanted.
-func match(want, got []string) bool {
+func match(want, got []string) bool { return matchBoth(want, got, nil) }
+
+// matchBoth is match of two streams, each in its own order: what is seen of a
+// status and what is on record reach the reader by ways of their own.
+func matchBoth(want, a, b []string) bool {
 	switch {
 	case len(want) == 0:
-		return len(got) == 0
+		return len(a) == 0 && len(b) == 0
 	case want[0] == "…":
-		return match(want[1:], got) || len(got) > 0 && match(want, got[1:])
+		return matchBoth(want[1:], a, b) || len(a) > 0 && matchBoth(want, a[1:], b) || len(b) > 0 && matchBoth(want, a, b[1:])
 	}
 	line, optional := strings.CutPrefix(want[0], "? ")
-	if len(got) > 0 && matchLine(line, got[0]) && match(want[1:], got[1:]) {
-		return true
-	}
-	return optional && match(want[1:], got)
+	return len(a) > 0 && matchLine(line, a[0]) && matchBoth(want[1:], a[1:], b) ||
+		len(b) > 0 && matchLine(line, b[0]) && matchBoth(want[1:], a, b[1:]) ||
+		optional && matchBoth(want[1:], a, b)
 }
 
 // event is an entry of a timeline without what differs from run to run.
-type event struct{ lane, text string }
+type event struct {
+	lane, text string
+	recorded   bool
+}
 
 var (
 	anAddress = regexp.MustCompile(`\b\d+\.\d+\.\d+\.\d+\b|\[?fd[0-9a-f]{2}:[0-9a-f:]+\]?`)
@@ -207,7 +215,7 @@ func eventsOf(t *timeline.Timeline) []event {
 		if lane == "" {
 			lane = "pod"
 		}
-		all = append(all, event{lane, text})
+		all = append(all, event{lane, text, e.Recorded})
 	}
 	return all
 }
@@ -220,6 +228,19 @@ func laneOf(all []event, lane string) []string {
 		}
 	}
 	return lines
+}
+
+func matchLane(want []string, all []event, lane string) bool {
+	var seen, recorded []string
+	for _, e := range all {
+		switch {
+		case e.lane == lane && e.recorded:
+			recorded = append(recorded, e.text)
+		case e.lane == lane:
+			seen = append(seen, e.text)
+		}
+	}
+	return matchBoth(want, seen, slices.Compact(recorded))
 }
 
 // find is the place of a moment among the events, -1 when it never came.
@@ -241,7 +262,7 @@ func (s *story) check(all []event, logs map[string][]string) []string {
 	told := map[string]bool{}
 	for _, l := range s.lanes {
 		told[l.name] = true
-		if got := laneOf(all, l.name); !match(l.lines, got) {
+		if got := laneOf(all, l.name); !matchLane(l.lines, all, l.name) {
 			wrong = append(wrong, fmt.Sprintf("%s:\n  %s\nbut the story is\n  %s", l.name, strings.Join(got, "\n  "), strings.Join(l.lines, "\n  ")))
 		}
 	}
@@ -279,12 +300,12 @@ func (s *story) write(all []event, logs map[string][]string) string {
 			b.WriteString("  " + o.text + "\n")
 		}
 	}
-	put := func(sections []section, prefix string, got func(string) []string, names []string) {
+	put := func(sections []section, prefix string, got func(string) []string, matches func(section) bool, names []string) {
 		known := map[string]bool{}
 		for _, l := range sections {
 			known[l.name] = true
 			lines := l.lines
-			if !match(lines, got(l.name)) {
+			if !matches(l) {
 				lines = got(l.name)
 			}
 			fmt.Fprintf(&b, "\n%s%s:\n", prefix, l.name)
@@ -308,8 +329,10 @@ func (s *story) write(all []event, logs map[string][]string) string {
 			talkers = append(talkers, e.lane)
 		}
 	}
-	put(s.lanes, "", func(name string) []string { return laneOf(all, name) }, lanes)
-	put(s.logs, "log ", func(name string) []string { return logs[name] }, talkers)
+	put(s.lanes, "", func(name string) []string { return laneOf(all, name) },
+		func(l section) bool { return matchLane(l.lines, all, l.name) }, lanes)
+	put(s.logs, "log ", func(name string) []string { return logs[name] },
+		func(l section) bool { return match(l.lines, logs[l.name]) }, talkers)
 	return b.String()
 }
 
@@ -344,6 +367,24 @@ func TestMatch(t *testing.T) {
 	}
 }
 
+func TestMatchBoth(t *testing.T) {
+	want := []string{"started", "stopping", "? hook failed", "completed"}
+	for _, tc := range []struct {
+		seen, recorded []string
+		ok             bool
+	}{
+		{[]string{"started", "completed"}, []string{"stopping"}, true},
+		{[]string{"started", "completed"}, []string{"stopping", "hook failed"}, true},
+		{[]string{"started", "completed"}, []string{"hook failed", "stopping"}, false},
+		{[]string{"completed", "started"}, []string{"stopping"}, false},
+		{[]string{"started", "completed"}, nil, false},
+	} {
+		if got := matchBoth(want, tc.seen, tc.recorded); got != tc.ok {
+			t.Errorf("%q and %q: %t", tc.seen, tc.recorded, got)
+		}
+	}
+}
+
 func TestStory(t *testing.T) {
 	s, err := parseStory(`# Prose.
 interrupt after: app | up #2
@@ -369,7 +410,7 @@ log app:
 	if len(s.acts) != 1 || s.acts[0] != (act{"interrupt", "app | up", 2}) || s.skip["containerd"] != "it is too old" {
 		t.Errorf("%+v", s)
 	}
-	events := []event{{"init", "started"}, {"app", "started"}, {"pod", "Running"}, {"init", "completed"}, {"app", "exited with code 1: oh"}, {"app", "started"}}
+	events := []event{{"init", "started", false}, {"app", "started", false}, {"pod", "Running", false}, {"init", "completed", false}, {"app", "exited with code 1: oh", false}, {"app", "started", false}}
 	logs := map[string][]string{"app": {"up"}}
 	if wrong := s.check(events, logs); len(wrong) > 0 {
 		t.Errorf("%q", wrong)
@@ -379,7 +420,7 @@ log app:
 		t.Errorf("written: %v\n%s", err, s.write(events, logs))
 	}
 	events[3], events[5] = events[5], events[3]
-	events = append(events, event{"other", "started"})
+	events = append(events, event{"other", "started", false})
 	logs["app"] = append(logs["app"], "down")
 	if wrong := s.check(events, logs); len(wrong) != 4 {
 		t.Errorf("%q", wrong)

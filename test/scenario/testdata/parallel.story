@@ -1,9 +1,5 @@
 # App containers run beside each other: each waits for the other here.
 
-order:
-  one: started < two: completed
-  two: started < one: completed
-
 pod:
   sandbox ready
   ? Running

@@ -6,7 +6,6 @@ pod:
   sandbox ready
   ? Running
   ? ready
-  ? sandbox gone
   ? not ready
   Failed
 

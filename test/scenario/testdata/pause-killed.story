@@ -13,10 +13,8 @@ pod:
   sandbox ready
   Running
   ready
-  ? sandbox gone
   ? not ready
   SandboxChanged: Pod sandbox changed, it will be killed and re-created.
-  ? sandbox gone
   ? not ready
   sandbox ready
   ? Running

@@ -3,7 +3,7 @@
 
 order:
   tail: started again (restart 1) < work: completed
-  work: completed < tail: stopping
+  work: completed < tail: completed
 
 pod:
   sandbox ready
