@@ -63,7 +63,8 @@ type moment struct {
 //
 // A line stands for itself; "…" at its end for any rest, and alone for any
 // lines; "? " before it for something that may be missing: a state so short
-// that nobody need have seen it. What a status shows and what is recorded are
+// that nobody need have seen it, a record that comes when the pod is gone. What
+// a status shows and what is recorded are
 // each in order, not one beside the other.
 func parseStory(text string) (*story, error) {
 	s := &story{skip: map[string]string{}}

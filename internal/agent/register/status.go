@@ -13,6 +13,11 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/component-base/featuregate"
+	ndf "k8s.io/component-helpers/nodedeclaredfeatures"
+	"k8s.io/component-helpers/nodedeclaredfeatures/features/restartallcontainers"
+	ndftypes "k8s.io/component-helpers/nodedeclaredfeatures/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	v1helper "k8s.io/kubernetes/pkg/apis/core/v1/helper"
 	"k8s.io/utils/ptr"
@@ -57,6 +62,7 @@ func (n *Node) fill(ctx context.Context, st, old *v1.NodeStatus) {
 	if err == nil {
 		features(st, runtimeStatus)
 	}
+	st.DeclaredFeatures = declared()
 	n.listImages(ctx)
 	st.Images = n.images
 	problem := runtimeProblem(runtimeStatus, err)
@@ -119,6 +125,20 @@ func features(st *v1.NodeStatus, resp *runtimeapi.StatusResponse) {
 		st.Features = &v1.NodeFeatures{SupplementalGroupsPolicy: &f.SupplementalGroupsPolicy}
 	}
 }
+
+// declared are the features that the scheduler asks of a node before it gives
+// it a pod that needs them, as far as the gates and the lifecycle have them.
+func declared() []string {
+	gate := func(name string) bool { return utilfeature.DefaultFeatureGate.Enabled(featuregate.Feature(name)) }
+	carriedOut := ndf.New([]ndftypes.Feature{restartallcontainers.Feature})
+	return carriedOut.DiscoverNodeFeatures(&ndftypes.NodeConfiguration{FeatureGates: gates(gate)})
+}
+
+// gates is a function as the feature gates that discovery asks.
+type gates func(name string) bool
+
+// Enabled implements ndftypes.FeatureGate.
+func (g gates) Enabled(name string) bool { return g(name) }
 
 // listImages lists the largest images, now and then.
 func (n *Node) listImages(ctx context.Context) {

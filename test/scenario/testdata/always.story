@@ -2,7 +2,7 @@
 interrupt after: app | hello #2
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   …
   deletion begins, 1 s of grace

@@ -2,7 +2,7 @@
 # $(NAME) means in them.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

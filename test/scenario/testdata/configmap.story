@@ -1,7 +1,7 @@
 # The documentation's configmap-demo-pod: variables, files, items, subPath.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

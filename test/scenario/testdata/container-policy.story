@@ -1,7 +1,7 @@
 # A container's own restartPolicy stands over the pod's.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

@@ -3,7 +3,7 @@
 interrupt after: app | hello #3
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   …
   deletion begins, 1 s of grace

@@ -1,7 +1,7 @@
 # activeDeadlineSeconds fails a pod that runs for longer.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready
@@ -11,7 +11,7 @@ pod:
 
 app:
   started
-  stopping
+  ? stopping
   completed
 
 log app:

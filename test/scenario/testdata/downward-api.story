@@ -2,7 +2,7 @@
 # dapi-envars: what a pod knows of itself.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

@@ -1,7 +1,7 @@
 # A pod that outgrows its emptyDir's sizeLimit is evicted, with a second to end.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   Evicted: Usage of EmptyDir volume "scratch" exceeds the limit "1Mi".
@@ -10,7 +10,7 @@ pod:
 
 app:
   started
-  stopping
+  ? stopping
   exited with code 137
 
 log app:

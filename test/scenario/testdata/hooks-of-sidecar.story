@@ -3,7 +3,7 @@
 interrupt after: app | up
 
 pod:
-  sandbox ready
+  ? sandbox ready
   Running
   ready
   deletion begins, 20 s of grace
@@ -11,12 +11,12 @@ pod:
 
 side:
   started
-  stopping
+  ? stopping
   completed
 
 app:
   started
-  stopping
+  ? stopping
   completed
 
 log side:

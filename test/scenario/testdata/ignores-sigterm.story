@@ -2,7 +2,7 @@
 interrupt after: app | up
 
 pod:
-  sandbox ready
+  ? sandbox ready
   Running
   ready
   deletion begins, 2 s of grace
@@ -10,7 +10,7 @@ pod:
 
 app:
   started
-  stopping
+  ? stopping
   exited with code 137
 
 log app:

@@ -3,7 +3,7 @@
 interrupt after: app · Back-off pulling image
 
 pod:
-  sandbox ready
+  ? sandbox ready
   deletion begins, 1 s of grace
   …
 

@@ -1,7 +1,7 @@
 # The documentation's init-containers: one fetches a page, the other serves it.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

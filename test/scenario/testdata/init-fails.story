@@ -2,7 +2,7 @@
 # after it starts.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

@@ -7,7 +7,7 @@ order:
   third: completed < app: started
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

@@ -1,7 +1,7 @@
 # The documentation's myapp: an init container waits until a name is known.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

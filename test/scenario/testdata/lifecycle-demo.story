@@ -2,7 +2,7 @@
 interrupt after: lifecycle-demo-container | Hello
 
 pod:
-  sandbox ready
+  ? sandbox ready
   Running
   ready
   deletion begins, 10 s of grace
@@ -10,7 +10,7 @@ pod:
 
 lifecycle-demo-container:
   started
-  stopping
+  ? stopping
   completed
 
 log lifecycle-demo-container:

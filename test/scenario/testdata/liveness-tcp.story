@@ -2,7 +2,7 @@
 interrupt after: app | serving #2
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   …
   deletion begins, 5 s of grace

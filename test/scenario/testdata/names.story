@@ -1,7 +1,7 @@
 # The documentation's custom-dns, hostaliases-pod and hostname with subdomain.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

@@ -2,7 +2,7 @@
 # pod when all have ended.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

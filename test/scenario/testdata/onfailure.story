@@ -1,7 +1,7 @@
 # restartPolicy OnFailure restarts what failed, until it succeeds.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

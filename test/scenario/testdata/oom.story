@@ -1,7 +1,7 @@
 # Too much memory ends a container with OOMKilled, 137.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

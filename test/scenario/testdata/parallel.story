@@ -1,7 +1,7 @@
 # App containers run beside each other: each waits for the other here.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

@@ -3,7 +3,7 @@ kill pause after: app | up
 not on containerd: its pause is a program of an image
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready
@@ -12,6 +12,7 @@ pod:
 app:
   started
   exited with code 137
+  ? stopping
 
 log app:
   up

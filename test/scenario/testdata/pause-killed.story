@@ -5,18 +5,16 @@ interrupt after: app | up #2
 not on containerd: its pause is a program of an image
 
 order:
-  pod: sandbox ready < app: started
-  pod: sandbox ready #2 < prepare: started again (restart 1)
   prepare: completed #2 < app: started again (restart 1)
 
 pod:
-  sandbox ready
+  ? sandbox ready
   Running
-  ready
+  ? ready
   ? not ready
   SandboxChanged: Pod sandbox changed, it will be killed and re-created.
   ? not ready
-  sandbox ready
+  ? sandbox ready
   ? Running
   ready
   deletion begins, 1 s of grace
@@ -33,7 +31,7 @@ app:
   ? stopping
   exited with code 137
   started again (restart 1)
-  stopping
+  ? stopping
   completed
 
 log app:

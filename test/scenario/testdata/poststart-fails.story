@@ -1,7 +1,7 @@
 # A postStart hook that fails ends its container.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

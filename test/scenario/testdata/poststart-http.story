@@ -1,7 +1,7 @@
 # A postStart request goes to the pod, whoever answers there.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready
@@ -13,7 +13,7 @@ server:
   started
   ? Startup probe failed: …
   started up
-  stopping
+  ? stopping
   completed
 
 app:

@@ -1,7 +1,7 @@
 # postStart runs when the container's process runs, beside it.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

@@ -3,7 +3,7 @@
 interrupt after: app | up
 
 pod:
-  sandbox ready
+  ? sandbox ready
   Running
   ready
   deletion begins, 1 s of grace
@@ -11,7 +11,7 @@ pod:
 
 app:
   started
-  stopping
+  ? stopping
   completed
 
 log app:

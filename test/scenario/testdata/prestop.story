@@ -3,7 +3,7 @@
 interrupt after: exec | up
 
 pod:
-  sandbox ready
+  ? sandbox ready
   Running
   ready
   deletion begins, 20 s of grace
@@ -11,29 +11,29 @@ pod:
 
 http:
   started
-  stopping
+  ? stopping
   completed
 
 fails:
   started
-  stopping
-  FailedPreStopHook: PreStopHook failed
+  ? stopping
+  ? FailedPreStopHook: PreStopHook failed
   completed
 
 exec:
   started
-  stopping
+  ? stopping
   completed
 
 tcp:
   started
-  stopping
-  FailedPreStopHook: PreStopHook failed
+  ? stopping
+  ? FailedPreStopHook: PreStopHook failed
   completed
 
 sleep:
   started
-  stopping
+  ? stopping
   completed
 
 log http:

@@ -2,7 +2,7 @@
 # keep this one for ten minutes.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

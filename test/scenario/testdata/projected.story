@@ -1,7 +1,7 @@
 # The documentation's projected volume: several sources in one directory.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

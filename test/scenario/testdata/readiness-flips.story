@@ -1,7 +1,7 @@
 # Readiness comes and goes; the container isn't touched.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   Running
   ready
   not ready
@@ -15,7 +15,7 @@ app:
   ready
   Readiness probe failed: cat: can't open '/tmp/ready': No such file or directory
   not ready
-  Readiness probe failed: cat: can't open '/tmp/ready': No such file or directory
+  ? Readiness probe failed: …
   ready
   …
   completed

@@ -2,14 +2,14 @@
 interrupt after: app | up
 
 pod:
-  sandbox ready
+  ? sandbox ready
   Running
   deletion begins, 2 s of grace
   Succeeded
 
 app:
   started
-  stopping
+  ? stopping
   completed
 
 log app:

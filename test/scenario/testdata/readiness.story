@@ -9,7 +9,7 @@ order:
   exec: ready < pod: ready
 
 pod:
-  sandbox ready
+  ? sandbox ready
   Running
   ready
   deletion begins, 5 s of grace
@@ -19,7 +19,7 @@ tcp:
   started
   …
   ready
-  stopping
+  ? stopping
   …
   completed
 
@@ -27,7 +27,7 @@ http:
   started
   …
   ready
-  stopping
+  ? stopping
   …
   completed
 
@@ -35,7 +35,7 @@ grpc:
   started
   …
   ready
-  stopping
+  ? stopping
   …
   completed
 
@@ -43,7 +43,7 @@ exec:
   started
   …
   ready
-  stopping
+  ? stopping
   …
   completed
 
@@ -51,7 +51,7 @@ https:
   started
   …
   ready
-  stopping
+  ? stopping
   …
   completed
 

@@ -7,7 +7,7 @@ order:
   prepare: completed #2 < worker: started again (restart 1)
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready
@@ -21,7 +21,7 @@ pod:
 prepare:
   started
   completed
-  waiting: RestartingAllContainers: The container is removed because RestartAllContainers in place
+  ? waiting: RestartingAllContainers: The container is removed because RestartAllContainers in place
   started again (restart 1)
   completed
 
@@ -29,14 +29,14 @@ worker:
   started
   killing
   exited with code 137
-  waiting: RestartingAllContainers: The container is removed because RestartAllContainers in place
+  ? waiting: RestartingAllContainers: The container is removed because RestartAllContainers in place
   started again (restart 1)
   completed
 
 watcher:
   started
   exited with code 88
-  waiting: RestartingAllContainers: The container is removed because RestartAllContainers in place
+  ? waiting: RestartingAllContainers: The container is removed because RestartAllContainers in place
   started again (restart 1)
   completed
 

@@ -2,7 +2,7 @@
 # policy does.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

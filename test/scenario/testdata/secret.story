@@ -1,7 +1,7 @@
 # The documentation's secret-pod: files in memory, of the mode asked for.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

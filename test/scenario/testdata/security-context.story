@@ -1,7 +1,7 @@
 # The documentation's security-context-demo, 1 to 4.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

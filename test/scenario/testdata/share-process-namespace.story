@@ -2,7 +2,7 @@
 # processes and files, and may send signals.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

@@ -4,7 +4,7 @@ order:
   clock: started < reader: started
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready
@@ -14,7 +14,7 @@ pod:
 
 clock:
   started
-  stopping
+  ? stopping
   completed
 
 reader:

@@ -2,11 +2,10 @@
 # Job's pod from ending.
 
 order:
-  tail: started again (restart 1) < work: completed
   work: completed < tail: completed
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready
@@ -18,7 +17,7 @@ tail:
   started
   exited with code 1
   started again (restart 1)
-  stopping
+  ? stopping
   completed
 
 work:

@@ -7,11 +7,9 @@ order:
   log: started up < prepare: started
   prepare: completed < proxy: started
   proxy: started < app: started
-  app: completed < proxy: completed
-  proxy: completed < log: completed
 
 pod:
-  sandbox ready
+  ? sandbox ready
   Running
   ready
   deletion begins, 30 s of grace
@@ -21,7 +19,7 @@ log:
   started
   ? Startup probe failed: …
   started up
-  stopping
+  ? stopping
   completed
 
 prepare:
@@ -30,12 +28,12 @@ prepare:
 
 proxy:
   started
-  stopping
+  ? stopping
   completed
 
 app:
   started
-  stopping
+  ? stopping
   completed
 
 log log:

@@ -3,7 +3,7 @@ not on containerd: 1.6 has no stop signal of a container
 interrupt after: app | up
 
 pod:
-  sandbox ready
+  ? sandbox ready
   Running
   ready
   deletion begins, 20 s of grace
@@ -11,7 +11,7 @@ pod:
 
 app:
   started
-  stopping
+  ? stopping
   completed
 
 log app:

@@ -1,7 +1,7 @@
 # A container that writes more to its own layer than its limit has its pod evicted.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   Evicted: Container app exceeded its local ephemeral storage limit "2Mi".
@@ -10,12 +10,12 @@ pod:
 
 app:
   started
-  stopping
+  ? stopping
   exited with code 137
 
 other:
   started
-  stopping
+  ? stopping
   exited with code 137
 
 log app:

@@ -2,7 +2,7 @@
 # and the policy says so.
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

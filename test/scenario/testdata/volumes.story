@@ -3,7 +3,7 @@
 not on containerd: 1.6 has no image volumes
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready

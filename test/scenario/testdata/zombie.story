@@ -2,7 +2,7 @@
 not on containerd: its pause is a program of an image, here one that reaps nobody
 
 pod:
-  sandbox ready
+  ? sandbox ready
   ? Running
   ? ready
   ? not ready
