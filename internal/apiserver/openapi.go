@@ -35,7 +35,7 @@ import (
 
 // modelsKept is how long the descriptions of every kind, 6.5 MB and 15 ms of
 // work, are kept after somebody needed them: needs come together.
-const modelsKept = 10 * time.Second
+const modelsKept = 3 * time.Second
 
 // openAPIModels are the descriptions of every kind, made when asked for.
 type openAPIModels struct {
