@@ -25,6 +25,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -221,9 +222,27 @@ func (s *Server) start(c Config) {
 	s.laterObjects(c)
 }
 
+// synced waits until everything is read, and says what it waits for when that
+// takes long: an object that can't be decoded is told of by its informer only.
 func (s *Server) synced() bool {
-	if s.shared.WaitForCacheSyncWithContext(s.stopping).Err != nil {
-		return false
+	for {
+		ctx, cancel := context.WithTimeout(s.stopping, slowStart)
+		result := s.shared.WaitForCacheSyncWithContext(ctx)
+		cancel()
+		if result.Err == nil {
+			break
+		}
+		if s.stopping.Err() != nil {
+			return false
+		}
+		var kinds []string
+		for kind, done := range result.Synced {
+			if !done {
+				kinds = append(kinds, kind.String())
+			}
+		}
+		slices.Sort(kinds)
+		s.log.Warn("the API server waits for what it has to read before it can decide about requests", "kinds", kinds)
 	}
 	return cache.WaitFor(s.stopping, "", s.crds.Informers.Apiextensions().V1().CustomResourceDefinitions().Informer().HasSyncedChecker())
 }
@@ -238,6 +257,8 @@ func trim(obj any) (any, error) {
 }
 
 const (
+	// slowStart is how long a start takes when something is wrong.
+	slowStart = 10 * time.Second
 	// resync: nothing here misses events, so nothing has to be told again.
 	resync = 0 * time.Second
 	// minWatch is how long a watch lasts at least, upstream's.
