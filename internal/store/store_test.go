@@ -240,7 +240,7 @@ func TestDiskFull(t *testing.T) {
 		t.Skip("mounting a tmpfs needs root")
 	}
 	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=256k,mode=0700"); err != nil {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1200k,mode=0700"); err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Unmount(dir, unix.MNT_DETACH)
@@ -248,7 +248,7 @@ func TestDiskFull(t *testing.T) {
 	r := podsOf(t, s)
 	create(t, r, pod("a"))
 	large := pod("large")
-	large.Annotations = map[string]string{"a": strings.Repeat("x", 400<<10)}
+	large.Annotations = map[string]string{"a": strings.Repeat("x", 1200<<10)}
 	full := func(err error) {
 		t.Helper()
 		var status apierrors.APIStatus
@@ -263,7 +263,7 @@ func TestDiskFull(t *testing.T) {
 	if err := r.Get(t.Context(), podKey("a"), storage.GetOptions{}, out); err != nil || out.Annotations != nil {
 		t.Errorf("%+v, %v", out, err)
 	}
-	if err := unix.Mount("", dir, "", unix.MS_REMOUNT, "size=8m,mode=0700"); err != nil {
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT, "size=16m,mode=0700"); err != nil {
 		t.Fatal(err)
 	}
 	large.ResourceVersion = ""

@@ -64,10 +64,11 @@ type DB struct {
 }
 
 type write struct {
-	op   operation
-	done chan struct{}
-	rev  int64
-	err  error
+	op      operation
+	creates bool // the key is not there yet
+	done    chan struct{}
+	rev     int64
+	err     error
 }
 
 // Open opens a store. When another process has it, the error is a
@@ -294,7 +295,7 @@ func (db *DB) enqueue(ctx context.Context, op operation, ifRevision int64) (w *w
 	if now == nil && ifRevision != 0 || now != nil && now.Revision != ifRevision {
 		return nil, now, nil
 	}
-	w = &write{op: op, done: make(chan struct{})}
+	w = &write{op: op, creates: now == nil && op.value != nil, done: make(chan struct{})}
 	if db.disk == nil {
 		db.finish([]*write{w}, nil)
 		return w, nil, nil
@@ -345,15 +346,20 @@ func (db *DB) commit() {
 			}
 			continue
 		}
-		err := db.disk.append(batch, first)
+		batch, refused, refusal := db.disk.admit(batch)
+		var err error
+		if len(batch) > 0 {
+			err = db.disk.append(batch, first)
+		}
 		db.mu.Lock()
 		db.finish(batch, err)
+		db.finish(refused, refusal)
 		if len(db.queue) > 0 {
 			poke(db.work)
 		}
 		revision, live := db.state.revision, db.state.live
 		db.mu.Unlock()
-		if err == nil && db.disk.full(max(db.cfg.LogBytes, live)) {
+		if err == nil && len(batch) > 0 && db.disk.full(max(db.cfg.LogBytes, live)) {
 			db.rotate(revision)
 		}
 	}

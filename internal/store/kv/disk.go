@@ -42,6 +42,11 @@ type disk struct {
 	h    header
 	base int64
 	size int64 // of the log, up to which it is synced and whole
+	// allocated is up to where the log has blocks of its own, so that writing
+	// there can't fail for want of space.
+	allocated int64
+	// unreserved says that the file system can't give blocks in advance.
+	unreserved bool
 	// broken says that there may be something behind size.
 	broken bool
 	buf    []byte
@@ -54,6 +59,59 @@ type disk struct {
 
 // keepBuffer is the largest buffer kept for the next write.
 const keepBuffer = 256 << 10
+
+// reserve is what stays free in the log for writes that make nothing new. A
+// full disk is emptied by deleting what fills it, which is two writes itself.
+const reserve = 1 << 20
+
+// admit says which writes of a batch there is room for. The others fail with
+// err and were not tried.
+func (d *disk) admit(batch []*write) (admitted, refused []*write, err error) {
+	size := int64(frameHeader)
+	for _, w := range batch {
+		size += int64(w.op.size())
+	}
+	if d.allocate(d.size+size+reserve) == nil {
+		return batch, nil, nil
+	}
+	size = frameHeader
+	for _, w := range batch {
+		if w.creates {
+			refused = append(refused, w)
+			continue
+		}
+		admitted = append(admitted, w)
+		size += int64(w.op.size())
+	}
+	if err := d.allocate(d.size + size); err != nil {
+		return nil, batch, &WriteError{d.f.Name(), err}
+	}
+	return admitted, refused, &WriteError{d.f.Name(), fmt.Errorf("%w (what is left is kept for deletions and changes)", unix.ENOSPC)}
+}
+
+// allocate gives the log blocks up to some place, or says that there are none.
+// Whatever else is wrong the write itself will say.
+func (d *disk) allocate(end int64) error {
+	if d.allocated >= end || d.unreserved {
+		return nil
+	}
+	// More than is asked for, so that few writes have to ask.
+	for _, end := range []int64{end + reserve, end} {
+		err := unix.Fallocate(int(d.f.Fd()), unix.FALLOC_FL_KEEP_SIZE, d.size, end-d.size)
+		switch err {
+		case nil:
+			d.allocated = end
+			return nil
+		case unix.ENOSPC, unix.EDQUOT:
+		case unix.EOPNOTSUPP, unix.ENOSYS:
+			d.unreserved = true
+			return nil
+		default:
+			return nil
+		}
+	}
+	return unix.ENOSPC
+}
 
 // append writes operations and syncs them. When it fails, nothing of them is
 // there.
@@ -90,6 +148,7 @@ func (d *disk) repair() error {
 	if err := d.f.Truncate(d.size); err != nil {
 		return err
 	}
+	d.allocated = d.size
 	if err := d.f.Sync(); err != nil {
 		return err
 	}
@@ -127,7 +186,7 @@ func (d *disk) rotate(revision int64) error {
 		}
 		d.older += d.size
 		d.f.Close()
-		d.f, d.h, d.base, d.size = f, h, revision, headerSize
+		d.f, d.h, d.base, d.size, d.allocated = f, h, revision, headerSize, 0
 	}
 	d.snapping = true
 	return nil

@@ -12,7 +12,8 @@
 // acknowledged write and no part of another: a torn last record is cut off,
 // any other damage is refused with a *DamageError naming file and offset. A
 // write that fails (a full disk) changes nothing; reads go on, and the next
-// write tries again. With an empty directory name everything is in memory only.
+// write tries again. Of a disk that gets full a little is kept for writes that
+// make nothing new, so that what fills it can be deleted. With an empty directory name everything is in memory only.
 //
 // Every write has a revision of its own, one higher than the one before. The
 // recent past is bounded in bytes and in age; who asks for more gets

@@ -193,7 +193,7 @@ func (d *disk) replay(path string, s *state, following []int64, historyBytes int
 		d.older += d.size
 		d.f.Close()
 	}
-	d.f, d.h, d.base, d.size = f, h, h.revision, fr.offset
+	d.f, d.h, d.base, d.size, d.allocated = f, h, h.revision, fr.offset, 0
 	return nil
 }
 
