@@ -41,7 +41,7 @@ func (r *recorder) stop() { r.broadcaster.Shutdown() }
 func (r *recorder) record(pod *v1.Pod, rec *engine.Record) {
 	ref := podRef(pod)
 	ref.FieldPath = rec.FieldPath
-	r.to.Event(ref, rec.Type, rec.Reason, rec.Message)
+	r.to.AnnotatedEventf(ref, rec.Annotations, rec.Type, rec.Reason, "%s", rec.Message)
 	attrs := []any{"pod", pod.Namespace + "/" + pod.Name, "uid", string(pod.UID), "reason", rec.Reason}
 	if rec.Container != "" {
 		attrs = append(attrs, "container", rec.Container)
