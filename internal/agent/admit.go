@@ -25,9 +25,10 @@ func newAdmission(a *Agent) *admission {
 	return &admission{predicates: lifecycle.NewPredicateAdmitHandler(node, lifecycle.NewAdmissionFailureHandlerStub(), noPlugins)}
 }
 
-// judge returns why a pod may not run here; an empty reason lets it in.
-func (d *admission) judge(pod *v1.Pod, others []*v1.Pod) (reason, message string) {
-	result := d.predicates.Admit(context.Background(), &lifecycle.PodAdmitAttributes{Pod: pod, OtherPods: others, Operation: lifecycle.AddOperation})
+// judge returns why a pod may not run here, or not with these resources; an
+// empty reason lets it in.
+func (d *admission) judge(pod *v1.Pod, others []*v1.Pod, op lifecycle.Operation) (reason, message string) {
+	result := d.predicates.Admit(context.Background(), &lifecycle.PodAdmitAttributes{Pod: pod, OtherPods: others, Operation: op})
 	if result.Admit {
 		return "", ""
 	}

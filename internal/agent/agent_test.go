@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -71,6 +72,9 @@ func withAPI(m *testing.M) int {
 	return m.Run()
 }
 
+// labs counts labs: a test may run more than once.
+var labs atomic.Int32
+
 // lab is a node on a fake runtime, with a namespace of its own in the API.
 type lab struct {
 	t    testing.TB
@@ -90,7 +94,7 @@ type life struct {
 
 func newLab(t testing.TB, set func(*fakecri.Runtime)) *lab {
 	t.Helper()
-	name := strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(t.Name()))
+	name := fmt.Sprintf("%s-%d", strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(t.Name())), labs.Add(1))
 	l := &lab{t: t, ns: name, node: "node-" + name, rt: fakecri.New(clock.RealClock{}), dir: t.TempDir()}
 	if set != nil {
 		set(l.rt)
@@ -500,4 +504,47 @@ func TestClaim(t *testing.T) {
 	if info, err := os.Stat(data); err != nil || !info.IsDir() {
 		t.Errorf("the volume: %v", err)
 	}
+}
+
+// A resize that doesn't fit waits, with the pod as it was, and is done when
+// another pod has gone.
+func TestResize(t *testing.T) {
+	l := newLab(t, nil)
+	cpus := l.agent.cfg.Node.Node().Status.Allocatable.Cpu().MilliValue()
+	part := func(percent int64) v1.ResourceList {
+		return v1.ResourceList{v1.ResourceCPU: *resource.NewMilliQuantity(cpus*percent/100, resource.DecimalSI)}
+	}
+	want := func(percent int64) func(*v1.Pod) {
+		return func(p *v1.Pod) { p.Spec.Containers[0].Resources.Requests = part(percent) }
+	}
+	l.pod("grows", want(30))
+	l.pod("other", want(50))
+	l.await("other", "ready", isReady)
+	pod := l.await("grows", "ready", isReady)
+	want(60)(pod)
+	if _, err := api.CoreV1().Pods(l.ns).UpdateResize(t.Context(), "grows", pod, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	pending := func(p *v1.Pod) *v1.PodCondition {
+		_, c := podutil.GetPodCondition(&p.Status, v1.PodResizePending)
+		return c
+	}
+	got := l.await("grows", "waiting", func(p *v1.Pod) bool { return pending(p) != nil })
+	if c := pending(got); c.Reason != v1.PodReasonDeferred || !strings.Contains(c.Message, "Node didn't have enough resource: cpu") || c.ObservedGeneration != got.Generation {
+		t.Errorf("condition: %+v", c)
+	}
+	allocated := func(p *v1.Pod) int64 { return p.Status.ContainerStatuses[0].AllocatedResources.Cpu().MilliValue() }
+	if allocated(got) != cpus*30/100 {
+		t.Errorf("allocated: %v", got.Status.ContainerStatuses[0].AllocatedResources)
+	}
+	l.eventually("the event", func() bool { return l.event(pod.UID, "ResizeDeferred", "", "Pod resize Deferred") })
+	l.end()
+	l.start() // what waited still does
+	if got := l.get("grows"); pending(got) == nil || allocated(got) != cpus*30/100 {
+		t.Errorf("after a restart: %+v", got.Status)
+	}
+	if err := api.CoreV1().Pods(l.ns).Delete(t.Context(), "other", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	l.await("grows", "resized", func(p *v1.Pod) bool { return pending(p) == nil && allocated(p) == cpus*60/100 })
 }

@@ -9,6 +9,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
+	"k8s.io/kubernetes/pkg/kubelet/lifecycle"
 	kubetypes "k8s.io/kubernetes/pkg/kubelet/types"
 	"k8s.io/utils/ptr"
 )
@@ -19,6 +20,8 @@ type entry struct {
 	// rejected: it was never given to the engine.
 	rejected bool
 	since    string // when this node first had it
+	granted  allocation
+	given    *v1.Pod // as the engine has it: with the resources granted
 }
 
 // seen takes a new or changed pod of this node. It is called by one goroutine.
@@ -34,12 +37,15 @@ func (a *Agent) seen(obj any) {
 	a.mu.Lock()
 	old := a.known[pod.UID]
 	a.mu.Unlock()
-	e := &entry{pod: pod}
+	e := &entry{pod: pod, given: pod}
 	if old != nil {
-		e.rejected, e.since = old.rejected, old.since
+		e.rejected, e.since, e.granted = old.rejected, old.since, old.granted
 	} else {
-		e.since = firstSeen(pod, a.cfg.Clock.Now())
+		e.since, e.granted = firstSeen(pod, a.cfg.Clock.Now()), granted(pod)
 		e.rejected = starts(pod) && !a.admits(pod)
+	}
+	if !e.rejected && !podutil.IsPodPhaseTerminal(pod.Status.Phase) {
+		a.resize(e)
 	}
 	a.mu.Lock()
 	a.known[pod.UID] = e
@@ -51,13 +57,20 @@ func (a *Agent) seen(obj any) {
 		}
 		return
 	}
-	if old != nil && !matters(old.pod, pod) {
+	if old != nil && !matters(old.given, e.given) {
 		return
 	}
 	a.cfg.Objects.Register(pod)
-	if err := a.cfg.Engine.Apply(asKubelet(pod, e.since)); err != nil {
+	a.apply(e)
+	if old != nil {
+		a.retryResizes() // it may need less, or nothing more
+	}
+}
+
+func (a *Agent) apply(e *entry) {
+	if err := a.cfg.Engine.Apply(asKubelet(e.given, e.since)); err != nil {
 		// The API's validation is stricter than the engine's.
-		a.log.Error("giving a pod to the engine", "pod", pod.Namespace+"/"+pod.Name, "uid", string(pod.UID), "err", err)
+		a.log.Error("giving a pod to the engine", "pod", e.pod.Namespace+"/"+e.pod.Name, "uid", string(e.pod.UID), "err", err)
 	}
 }
 
@@ -85,6 +98,7 @@ func (a *Agent) gone(obj any) {
 		grace = ptr.To(time.Duration(*s) * time.Second)
 	}
 	a.cfg.Engine.Delete(pod.UID, grace)
+	a.retryResizes()
 }
 
 // starts tells whether a pod is new to this node, and is to run: one that has
@@ -95,7 +109,7 @@ func starts(pod *v1.Pod) bool {
 
 // admits lets a pod in, or fails it.
 func (a *Agent) admits(pod *v1.Pod) bool {
-	reason, message := a.admit.judge(pod, a.active(pod))
+	reason, message := a.admit.judge(pod, a.active(pod), lifecycle.AddOperation)
 	if reason == "" {
 		return true
 	}
@@ -105,15 +119,23 @@ func (a *Agent) admits(pod *v1.Pod) bool {
 	return false
 }
 
-// active are the other pods that use this node's resources: the API's and the
-// manifest directory's.
+// active are the other pods that use this node's resources, with those they
+// were granted: the API's, those of an earlier life that weren't seen yet among
+// them, and the manifest directory's.
 func (a *Agent) active(but *v1.Pod) []*v1.Pod {
 	list := a.mirrors.pods()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for uid, e := range a.known {
-		if uid != but.UID && !e.rejected && !podutil.IsPodPhaseTerminal(a.writer.phase(e.pod)) {
-			list = append(list, e.pod)
+	for _, obj := range a.pods.GetStore().List() {
+		pod, ok := obj.(*v1.Pod)
+		if !ok || pod.Spec.NodeName != a.cfg.NodeName || pod.UID == but.UID || kubetypes.IsMirrorPod(pod) {
+			continue
+		}
+		switch e := a.known[pod.UID]; {
+		case e == nil && !starts(pod) && !podutil.IsPodPhaseTerminal(pod.Status.Phase):
+			list = append(list, granted(pod).with(pod))
+		case e != nil && !e.rejected && !podutil.IsPodPhaseTerminal(a.writer.phase(e.pod)):
+			list = append(list, e.given)
 		}
 	}
 	return list

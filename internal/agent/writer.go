@@ -46,6 +46,8 @@ type report struct {
 	static          bool
 	status          *v1.PodStatus // nil: nothing is known yet
 	finished        bool          // nothing of it is left on the machine
+	// resize is why it hasn't got the resources it asks for, nil if it has.
+	resize *v1.PodCondition
 	// api is the newest version of the API's object that is known, of the
 	// mirror if it is a static pod's. It may lag behind.
 	api *v1.Pod
@@ -146,6 +148,36 @@ func (w *writer) mirrored(static types.UID, mirror *v1.Pod) {
 	}
 }
 
+// pending takes the condition of a resize that waits, nil if there is none. It
+// tells whether that says something new.
+func (w *writer) pending(uid types.UID, c *v1.PodCondition) (news bool) {
+	w.mu.Lock()
+	r := w.reports[uid]
+	if r == nil {
+		r = &report{}
+		w.reports[uid] = r
+	}
+	old := r.resize
+	switch {
+	case old == nil || c == nil:
+		news = old != c
+	default:
+		news = old.ObservedGeneration != c.ObservedGeneration
+		if old.Message == c.Message && !news {
+			c = old
+		} else {
+			c.LastTransitionTime = old.LastTransitionTime
+		}
+	}
+	changed := old != c
+	r.resize = c
+	w.mu.Unlock()
+	if changed {
+		w.queue.Add(uid)
+	}
+	return news
+}
+
 // finish takes note that nothing is left of a pod on this machine.
 func (w *writer) finish(uid types.UID) {
 	w.change(uid, func(r *report) { r.finished = true })
@@ -198,6 +230,9 @@ func (w *writer) write(ctx context.Context, uid types.UID) error {
 	}
 	if now.status != nil {
 		status := merge(api.Status, *now.status)
+		if now.resize != nil && !podutil.IsPodPhaseTerminal(status.Phase) {
+			status.Conditions = append(status.Conditions, *now.resize)
+		}
 		if !equality.Semantic.DeepEqual(api.Status, status) {
 			updated, _, _, err := statusutil.PatchPodStatus(ctx, w.agent.cfg.Client, api.Namespace, api.Name, api.UID, api.Status, status)
 			if err != nil {
