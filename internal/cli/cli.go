@@ -61,7 +61,7 @@ func Main(args []string) int {
 		kubectl.Run(kubectl.Config{Args: args, Run: env("UNIPOD_RUN", node.DefaultRun)})
 		return 0
 	}
-	root.SetArgs(args)
+	root.SetArgs(verbFirst(args))
 	err := root.ExecuteContext(context.Background())
 	if err == nil {
 		return 0

@@ -50,6 +50,19 @@ func TestUsageErrors(t *testing.T) {
 	}
 }
 
+func TestVerbFirst(t *testing.T) {
+	for in, want := range map[string]string{
+		"get pods": "get pods", "-n shop get pods": "get -n shop pods", "-nshop get pods": "get -nshop pods",
+		"--namespace=shop --run /x get pods": "--run /x get --namespace=shop pods", "--debug -n a logs p": "--debug logs -n a p",
+		"--insecure-skip-tls-verify get pods": "get --insecure-skip-tls-verify pods", "--context c exec p -- -n x": "exec --context c p -- -n x",
+		"-n shop play x": "-n shop play x", "-n": "-n", "-- get": "-- get", "": "", "--run=/x ps": "--run=/x ps",
+	} {
+		if got := strings.Join(verbFirst(strings.Fields(in)), " "); got != want {
+			t.Errorf("%q became %q, want %q", in, got, want)
+		}
+	}
+}
+
 func TestParseSince(t *testing.T) {
 	now := time.Date(2026, 11, 23, 15, 0, 0, 0, time.UTC)
 	for in, want := range map[string]time.Time{

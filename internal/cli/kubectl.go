@@ -2,6 +2,7 @@ package cli
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -47,4 +48,41 @@ func kubectlCommand(c *cobra.Command, config func(args []string) kubectl.Config)
 	}
 	c.SetHelpFunc(func(*cobra.Command, []string) { kubectl.Run(config([]string{"--help"})) })
 	return c
+}
+
+// switches are kubectl's flags without a value that may stand before a command.
+var switches = []string{"--insecure-skip-tls-verify", "--match-server-version", "--warnings-as-errors", "--disable-compression", "-h", "--help"}
+
+// verbFirst moves flags of kubectl's that stand before one of its commands
+// behind it, where they mean the same: `-n shop get pods`. Ours stay.
+func verbFirst(args []string) []string {
+	var ours, theirs []string
+	for i := 0; i < len(args); i++ {
+		arg := args[i]
+		name, _, whole := strings.Cut(arg, "=")
+		switch {
+		case !strings.HasPrefix(arg, "-"):
+			if len(theirs) == 0 || !kubectl.Has(arg) {
+				return args
+			}
+			return slices.Concat(ours, []string{arg}, theirs, args[i+1:])
+		case arg == "--":
+			return args
+		case name == "--debug":
+			ours = append(ours, arg)
+			continue
+		}
+		n := 1
+		if short := !strings.HasPrefix(arg, "--"); !whole && !slices.Contains(switches, arg) && (!short || len(arg) == 2) {
+			n = 2 // its value follows
+		}
+		take := args[i:min(i+n, len(args))]
+		if name == "--root" || name == "--run" {
+			ours = append(ours, take...)
+		} else {
+			theirs = append(theirs, take...)
+		}
+		i += n - 1
+	}
+	return args
 }
