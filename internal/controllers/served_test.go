@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -49,8 +50,8 @@ func TestServed(t *testing.T) {
 		client := fake.NewSimpleMetadataClient(scheme, crd("a"))
 		objects := metadatainformer.NewSharedInformerFactory(client, 0)
 		api := &countingAPI{}
-		forgot := 0
-		s, err := newServed(api, objects, func() { forgot++ })
+		var forgot atomic.Int64
+		s, err := newServed(api, objects, func() { forgot.Add(1) })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -76,14 +77,14 @@ func TestServed(t *testing.T) {
 		if n := ask(3); n != 1 {
 			t.Errorf("settled, 3 questions asked the API %d times", n)
 		}
-		known := forgot
+		known := forgot.Load()
 		gvr := schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
 		if err := client.Tracker().Create(gvr, crd("b"), ""); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if n := ask(2); n != 2 || forgot != known+1 {
-			t.Errorf("after a change, 2 questions asked the API %d times; forgot %d times", n, forgot-known)
+		if n := ask(2); n != 2 || forgot.Load() != known+1 {
+			t.Errorf("after a change, 2 questions asked the API %d times; forgot %d times", n, forgot.Load()-known)
 		}
 		api.err = errors.New("a group is down")
 		time.Sleep(2 * settling)
