@@ -176,7 +176,11 @@ func (s *Server) installGroups(c Config, group *core, clientset *kubernetes.Clie
 		}
 	}
 	usage := metricsapi.Group(c.Metrics)
-	return installer.install(&usage)
+	if err := installer.install(&usage); err != nil {
+		return err
+	}
+	dropPatterns(s.generic.Handler.GoRestfulContainer)
+	return nil
 }
 
 // webServices are those that OpenAPI describes: the main server's, and of the
