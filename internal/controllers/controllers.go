@@ -97,6 +97,7 @@ func newSet(cfg Config) (*set, error) {
 		return nil, errors.New("controllers need a client, informers and a logger")
 	}
 	s := &set{Config: cfg, config: rest.CopyConfig(cfg.Client), started: make(chan struct{})}
+	s.Informers = &gated{cfg.Informers, s.started}
 	s.config.UserAgent = Agent
 	s.config.QPS, s.config.Burst, s.config.RateLimiter = -1, 0, nil
 	var err error
