@@ -15,6 +15,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
+	"k8s.io/kubernetes/pkg/serviceaccount"
 	"k8s.io/utils/ptr"
 )
 
@@ -108,10 +109,34 @@ func TestTokens(t *testing.T) {
 		t.Error("a token with another signature is valid")
 	}
 	t.Run("legacy secret", func(t *testing.T) {
-		// What the token controller writes into such a Secret is a token without expiry.
+		// What the token controller writes into such a Secret is a token without
+		// expiry, which is valid as long as the Secret is there.
+		account, err := k.CoreV1().ServiceAccounts(ns).Get(ctx, "default", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
 		s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "legacy", Annotations: map[string]string{corev1.ServiceAccountNameKey: "default"}}, Type: corev1.SecretTypeServiceAccountToken}
-		if _, err := k.CoreV1().Secrets(ns).Create(ctx, s, metav1.CreateOptions{}); err != nil {
-			t.Error(err)
+		if s, err = k.CoreV1().Secrets(ns).Create(ctx, s, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		generator, err := serviceaccount.JWTTokenGenerator(serviceaccount.LegacyIssuer, w.keys.ServiceAccountKey())
+		if err != nil {
+			t.Fatal(err)
+		}
+		claims, private := serviceaccount.LegacyClaims(*account, *s)
+		token, err := generator.GenerateToken(ctx, claims, private)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if review(token).Authenticated {
+			t.Error("a token that is in no Secret is valid")
+		}
+		s.Data = map[string][]byte{"token": []byte(token)}
+		if _, err := k.CoreV1().Secrets(ns).Update(ctx, s, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if !review(token).Authenticated {
+			t.Error("a Secret's token isn't valid")
 		}
 	})
 	t.Run("its pod is gone", func(t *testing.T) {

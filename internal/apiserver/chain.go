@@ -47,7 +47,7 @@ func chain(handler http.Handler, c *genericapiserver.Config) http.Handler {
 	return genericapifilters.WithAuditInit(handler)
 }
 
-// starting marks the server's own first writes, which make it ready.
+// startingKey marks the server's own first writes, which make it ready.
 type startingKey struct{}
 
 // gate keeps requests waiting until what decides about them has been read from

@@ -188,8 +188,8 @@ func (s *Server) Close() {
 }
 
 // start reads what decides about requests and makes what an API must have.
-// Upstream's hooks end the process when they fail, and they fail when their
-// context ends early: theirs lasts until they are through.
+// Upstream's hooks end the process when they fail: what they wait for is there
+// before they run.
 func (s *Server) start(c Config) {
 	s.shared.StartWithContext(s.stopping)
 	s.crds.Informers.Start(s.stopping.Done())
