@@ -79,7 +79,7 @@ func (c *Cluster) startNode(ctx context.Context, listener net.Listener) (ready <
 		return nil, err
 	}
 	if len(cfg.Shutdown) > 0 {
-		if down, err = shutdown.New(shutdown.Config{Engine: c.engine, Periods: cfg.Shutdown, Clock: cfg.Clock, Log: cfg.Log}); err != nil {
+		if down, err = shutdown.New(shutdown.Config{Engine: c.engine, Periods: cfg.Shutdown, Record: record, Clock: cfg.Clock, Log: cfg.Log}); err != nil {
 			return nil, err
 		}
 		c.group.Go(func() error { return down.Run(ctx) })
