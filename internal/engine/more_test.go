@@ -202,8 +202,9 @@ func TestRejected(t *testing.T) {
 	second := newPod("second", container("app"))
 	b.apply(second)
 	b.await("its refusal", func() bool { return b.phase(second.UID) == v1.PodFailed })
+	b.await("its record", func() bool { return b.has("Full: no room") })
 	got, _ := b.Get(second.UID)
-	if got.Status.Reason != "Full" || got.Status.Message != "Pod was rejected: no room" || !b.has("Full: no room") {
+	if got.Status.Reason != "Full" || got.Status.Message != "Pod was rejected: no room" {
 		t.Errorf("%+v", got.Status)
 	}
 	first.Labels = map[string]string{"new": "label"}

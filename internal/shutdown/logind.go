@@ -32,12 +32,14 @@ type logind struct {
 }
 
 func connect(ctx context.Context, address string) (*logind, error) {
+	// A shutdown and its end must not be heard the wrong way round.
+	options := []dbus.ConnOption{dbus.WithContext(ctx), dbus.WithSignalHandler(dbus.NewSequentialSignalHandler())}
 	var conn *dbus.Conn
 	var err error
 	if address == "" {
-		conn, err = dbus.ConnectSystemBus(dbus.WithContext(ctx))
+		conn, err = dbus.ConnectSystemBus(options...)
 	} else {
-		conn, err = dbus.Connect(address, dbus.WithContext(ctx))
+		conn, err = dbus.Connect(address, options...)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the message bus: %w", err)

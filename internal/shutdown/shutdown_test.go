@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -17,6 +16,7 @@ import (
 	"github.com/godbus/dbus/v5"
 	"github.com/godbus/dbus/v5/prop"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -71,20 +71,20 @@ type fakeLogind struct {
 	deaf    bool // to settings
 
 	mu       sync.Mutex
-	locks    [][2]*os.File // pipes, whose second end was handed out
+	locks    [][2]int // pipes, whose second end was handed out
 	inhibits chan string
 }
 
 func (f *fakeLogind) Inhibit(what, who, why, mode string) (dbus.UnixFD, *dbus.Error) {
-	r, w, err := os.Pipe()
-	if err != nil {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		return 0, dbus.MakeFailedError(err)
 	}
 	f.mu.Lock()
-	f.locks = append(f.locks, [2]*os.File{r, w})
+	f.locks = append(f.locks, p)
 	f.mu.Unlock()
 	f.inhibits <- what + " " + mode
-	return dbus.UnixFD(w.Fd()), nil
+	return dbus.UnixFD(p[1]), nil
 }
 
 // KillUnit is systemd's.
@@ -115,17 +115,21 @@ func (f *fakeLogind) say(down bool) {
 	}
 }
 
-// released waits until the nth inhibitor is given up.
-func (f *fakeLogind) released(n int) {
+// released waits until the nth inhibitor is given up by m, which shuts down.
+func (f *fakeLogind) released(m *Manager, n int) {
 	f.t.Helper()
+	for !m.ShuttingDown() { // until then the inhibitor may still be on its way
+		time.Sleep(time.Millisecond)
+	}
 	f.mu.Lock()
 	lock := f.locks[n]
+	f.locks[n][1] = -1
 	f.mu.Unlock()
-	lock[1].Close() // by now the other side has its own
-	if _, err := io.ReadAll(lock[0]); err != nil {
-		f.t.Error(err)
+	unix.Close(lock[1])
+	// The end comes when the other side has closed it, too.
+	if n, err := unix.Read(lock[0], make([]byte, 1)); n != 0 || err != nil {
+		f.t.Errorf("%d, %v", n, err)
 	}
-	lock[0].Close()
 }
 
 func startLogind(t *testing.T, bus string) *fakeLogind {
@@ -134,8 +138,16 @@ func startLogind(t *testing.T, bus string) *fakeLogind {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { conn.Close() })
 	f := &fakeLogind{t: t, conn: conn, dropIns: filepath.Join(t.TempDir(), "logind.conf.d"), inhibits: make(chan string, 10)}
+	t.Cleanup(func() {
+		conn.Close()
+		for _, lock := range f.locks {
+			unix.Close(lock[0])
+			if lock[1] >= 0 {
+				unix.Close(lock[1])
+			}
+		}
+	})
 	f.props, err = prop.Export(conn, logindPath, prop.Map{logindManager: {"InhibitDelayMaxUSec": {Value: uint64(5e6), Writable: true, Emit: prop.EmitFalse}}})
 	if err != nil {
 		t.Fatal(err)
@@ -178,6 +190,13 @@ func (e *fakeEngine) Evict(uid types.UID, ev engine.Eviction) {
 			e.pods[i] = ended
 		}
 	}
+}
+
+// told is whom it was told to end.
+func (e *fakeEngine) told() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return strings.Join(e.evicted, ", ")
 }
 
 func newPod(name string, priority int32, grace int64) *v1.Pod {
@@ -245,14 +264,14 @@ func TestShutdown(t *testing.T) {
 	}
 	logind.say(false)
 	<-m.Changed()
-	if m.ShuttingDown() || len(e.evicted) != 0 {
+	if m.ShuttingDown() || e.told() != "" {
 		t.Fatal("a signal of somebody else's was believed")
 	}
 	<-logind.inhibits // for the shutdown called off
 
 	logind.say(true)
-	logind.released(1)
-	if got := strings.Join(e.evicted, ", "); got != "batch 20s Terminated, web 7s Terminated, critical 10s Terminated" {
+	logind.released(m, 1)
+	if got := e.told(); got != "batch 20s Terminated, web 7s Terminated, critical 10s Terminated" {
 		t.Errorf("ended: %s", got)
 	}
 	if reason, message := m.Admit(nil); reason != "NodeShutdown" || message != "Pod was rejected as the node is shutting down." {
@@ -261,7 +280,6 @@ func TestShutdown(t *testing.T) {
 	logind.say(false)
 	<-logind.inhibits
 	stop()
-	logind.released(0)
 }
 
 // TestTimeUp: the machine goes although a pod doesn't.
@@ -269,11 +287,11 @@ func TestTimeUp(t *testing.T) {
 	bus := startBus(t)
 	logind := startLogind(t, bus)
 	e := &fakeEngine{pods: []*v1.Pod{newPod("deaf", 0, 600), newPod("next", 5, 600)}, stays: "deaf"}
-	start(t, Config{Engine: e, Periods: []Period{{5, time.Second}, {0, time.Second}}, Bus: bus, DropIns: logind.dropIns})
+	m, _ := start(t, Config{Engine: e, Periods: []Period{{5, time.Second}, {0, time.Second}}, Bus: bus, DropIns: logind.dropIns})
 	<-logind.inhibits
 	logind.say(true)
-	logind.released(0)
-	if got := strings.Join(e.evicted, ", "); got != "deaf 1s Terminated, next 1s Terminated" {
+	logind.released(m, 0)
+	if got := e.told(); got != "deaf 1s Terminated, next 1s Terminated" {
 		t.Errorf("ended: %s", got)
 	}
 }

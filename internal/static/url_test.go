@@ -83,9 +83,11 @@ func TestURL(t *testing.T) {
 	}
 	<-s.served
 	expect("apply a 1")
+	s.mu.Lock()
 	if s.seen.Get("Authorization") == "" || len(s.seen["X-Key"]) != 2 {
 		t.Errorf("the request's headers: %v", s.seen)
 	}
+	s.mu.Unlock()
 	for _, pod := range f.pods {
 		if mark := pod.Annotations[Annotation]; !strings.HasPrefix(mark, server.URL+"/pods#") || strings.Contains(mark, "secret") {
 			t.Errorf("the pod's mark is %q", mark)
@@ -119,11 +121,11 @@ func TestURL(t *testing.T) {
 		t.Errorf("logged %q", l)
 	}
 	expect("delete a 1")
+	var first *v1.Pod
 	for _, pod := range f.pods {
-		if pod.Labels["v"] == "1" {
-			f.events <- engine.Event{Type: engine.Removed, Pod: pod}
-		}
+		first = pod
 	}
+	f.events <- engine.Event{Type: engine.Removed, Pod: first}
 	expect("apply a 2")
 	s.say(200, "apiVersion: v1\nkind: PodList\nitems: []\n")
 	poll()
