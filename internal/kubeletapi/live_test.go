@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -86,6 +87,7 @@ type rig struct {
 	api     kubernetes.Interface // in this process
 	remote  *rest.Config         // over TLS, as kubectl
 	kubelet string               // its address
+	dialled atomic.Bool          // the API asks the kubelet whose streams are dialled
 	keys    *pki.Authority
 	name    string
 	engine  *engine.Engine
@@ -150,10 +152,19 @@ func newRig(t testing.TB) *rig {
 	apiListener, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	r.kubelet = kubeletListener.Addr().String()
-	_, port, _ := net.SplitHostPort(r.kubelet)
+	dialledListener, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	port := func() string {
+		at := kubeletListener
+		if r.dialled.Load() {
+			at = dialledListener
+		}
+		_, port, _ := net.SplitHostPort(at.Addr().String())
+		return port
+	}
 	s, err := apiserver.New(ctx, apiserver.Config{
 		Store: st, PKI: r.keys, ServiceCIDRs: []*net.IPNet{services}, Advertise: netip.MustParseAddrPort("192.0.2.1:6443"), Log: log,
-		Kubelet: kubelets{r.keys, func() string { return port }},
+		Kubelet: kubelets{r.keys, port},
 	})
 	must(t, err)
 	t.Cleanup(s.Close)
@@ -183,11 +194,27 @@ func newRig(t testing.TB) *rig {
 	must(t, err)
 	a, err := agent.New(agent.Config{Client: r.api, Informers: shared, NodeName: r.name, Engine: r.engine, Objects: sources, Node: object, Log: log})
 	must(t, err)
-	server, err := New(Config{
+	conf := Config{
 		NodeName: r.name, Client: r.api, ClientCA: r.keys, CRI: n.CRI(), Pods: r.engine.Pods, Streams: n.Streams(), Watch: agent.Changes(r.engine), Probes: r.engine.ProbeCounts, Log: log,
 		Stats: stats.New(stats.Config{CRI: n.CRI(), NodeName: r.name, PodsDir: cfg.Dir, LogDir: cfg.LogDir, Pods: r.engine.Pods, Volumes: r.engine.Usages, Log: log}),
-	})
+	}
+	server, err := New(conf)
 	must(t, err)
+	conf.Streams = nil
+	dialled, err := New(conf)
+	must(t, err)
+	serve := func(s *Server, l net.Listener) func(context.Context) error {
+		return func(ctx context.Context) error {
+			srv := &http.Server{Handler: s.Handler(), TLSConfig: &tls.Config{
+				ClientAuth: tls.RequestClientCert, GetCertificate: r.keys.NodeServing(r.name, "127.0.0.1", "localhost").GetCertificate,
+			}, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+			go func() { <-ctx.Done(); srv.Close() }()
+			if err := srv.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
+				return err
+			}
+			return nil
+		}
+	}
 	var group sync.WaitGroup
 	for _, run := range []func(context.Context) error{
 		r.engine.Run, object.Run, a.Run,
@@ -197,16 +224,7 @@ func newRig(t testing.TB) *rig {
 		func(ctx context.Context) error {
 			return s.Serve(ctx, apiListener, r.keys.Serving("api", "127.0.0.1").GetCertificate)
 		},
-		func(ctx context.Context) error {
-			srv := &http.Server{Handler: server.Handler(), TLSConfig: &tls.Config{
-				ClientAuth: tls.RequestClientCert, GetCertificate: r.keys.NodeServing(r.name, "127.0.0.1", "localhost").GetCertificate,
-			}, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
-			go func() { <-ctx.Done(); srv.Close() }()
-			if err := srv.ServeTLS(kubeletListener, "", ""); !errors.Is(err, http.ErrServerClosed) {
-				return err
-			}
-			return nil
-		},
+		serve(server, kubeletListener), serve(dialled, dialledListener),
 	} {
 		group.Go(func() {
 			if err := run(ctx); err != nil {
@@ -322,6 +340,13 @@ func TestLive(t *testing.T) {
 	for _, kind := range []string{"spdy", "websocket"} {
 		t.Run("port-forward "+kind, func(t *testing.T) { r.testPortForward(t, kind) })
 	}
+	// As with another runtime than ours.
+	r.dialled.Store(true)
+	for _, kind := range []string{"spdy", "websocket"} {
+		t.Run("exec dialled "+kind, func(t *testing.T) { r.testExec(t, kind) })
+		t.Run("port-forward dialled "+kind, func(t *testing.T) { r.testPortForward(t, kind) })
+	}
+	r.dialled.Store(false)
 	t.Run("scrape", r.testScrape)
 	t.Run("authorization", r.testAuthorization)
 	t.Run("follow", r.testFollow)
