@@ -1,6 +1,7 @@
 package kubeletapi
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -47,12 +48,16 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusNotFound, fmt.Sprintf("container %q not found in pod %q", name, pod.Name))
 		return
 	}
-	out := &flushing{w: w, control: http.NewResponseController(w)}
-	if err := s.readLogs(r.Context(), pod, name, o, out); err != nil && r.Context().Err() == nil {
-		if out.begun {
-			s.cfg.Log.Warn("reading a container's log failed", "pod", pod.Namespace+"/"+pod.Name, "container", name, "err", err)
-			return
-		}
+	out := newOutput(w)
+	err = s.readLogs(r.Context(), pod, name, o, out)
+	if err == nil {
+		err = out.flush()
+	}
+	switch {
+	case err == nil || r.Context().Err() != nil:
+	case out.begun:
+		s.cfg.Log.Warn("reading a container's log failed", "pod", pod.Namespace+"/"+pod.Name, "container", name, "err", err)
+	default:
 		fail(w, http.StatusBadRequest, err.Error())
 	}
 }
@@ -66,7 +71,7 @@ func hasContainer(pod *v1.Pod, name string) bool {
 	return false
 }
 
-func (s *Server) readLogs(ctx context.Context, pod *v1.Pod, name string, o *v1.PodLogOptions, out *flushing) error {
+func (s *Server) readLogs(ctx context.Context, pod *v1.Pod, name string, o *v1.PodLogOptions, out *output) error {
 	id, err := logID(pod, name, o.Previous)
 	if err != nil {
 		return err
@@ -95,15 +100,12 @@ func (s *Server) readLogs(ctx context.Context, pod *v1.Pod, name string, o *v1.P
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	run := logview.Run{Path: resp.GetStatus().GetLogPath(), Clock: s.cfg.Clock, Running: func(ctx context.Context) (bool, error) { return s.runs(ctx, id) }}
+	run := logview.Run{
+		Path: resp.GetStatus().GetLogPath(), Clock: s.cfg.Clock, Idle: out.flush,
+		Running: func(ctx context.Context) (bool, error) { return s.runs(ctx, id) },
+	}
 	if o.Follow && s.cfg.Watch != nil {
 		run.Changed = s.cfg.Watch(ctx, pod.UID)
-	}
-	if o.Follow {
-		// The client sees at once that it is connected.
-		if err := out.begin(); err != nil {
-			return err
-		}
 	}
 	return logview.Read(ctx, run, read, stdout, stderr)
 }
@@ -164,37 +166,49 @@ func logID(pod *v1.Pod, name string, previous bool) (string, error) {
 	return "", fmt.Errorf("container %q in pod %q is waiting to start: %s", name, pod.Name, why)
 }
 
-// flushing passes every write on at once.
-type flushing struct {
+// output is a response's body, passed on in large pieces, or when there is
+// nothing more to pass on.
+type output struct {
 	w       http.ResponseWriter
 	control *http.ResponseController
-	begun   bool
+	buffer  *bufio.Writer
+	begun   bool // the client has an answer
 }
 
-func (f *flushing) begin() error {
-	if f.begun {
-		return nil
+func newOutput(w http.ResponseWriter) *output {
+	o := &output{w: w, control: http.NewResponseController(w)}
+	o.buffer = bufio.NewWriterSize(writerFunc(o.pass), 32<<10)
+	return o
+}
+
+func (o *output) Write(b []byte) (int, error) { return o.buffer.Write(b) }
+
+// flush passes on what there is. A client that follows sees by it that it is
+// connected, though nothing was written yet.
+func (o *output) flush() error {
+	if err := o.buffer.Flush(); err != nil {
+		return err
 	}
-	f.begun = true
-	f.w.Header().Set("Content-Type", "text/plain")
-	f.w.WriteHeader(http.StatusOK)
-	return f.flush()
-}
-
-func (f *flushing) flush() error {
-	if err := f.control.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	o.begin()
+	if err := o.control.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return err
 	}
 	return nil
 }
 
-func (f *flushing) Write(b []byte) (int, error) {
-	if err := f.begin(); err != nil {
-		return 0, err
+func (o *output) begin() {
+	if !o.begun {
+		o.begun = true
+		o.w.Header().Set("Content-Type", "text/plain")
+		o.w.WriteHeader(http.StatusOK)
 	}
-	n, err := f.w.Write(b)
-	if err == nil {
-		err = f.flush()
-	}
-	return n, err
 }
+
+func (o *output) pass(b []byte) (int, error) {
+	o.begin()
+	return o.w.Write(b)
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }

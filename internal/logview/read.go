@@ -34,7 +34,10 @@ type Run struct {
 	// Changed wakes a follower that waits for the end; nil: it looks now and
 	// then.
 	Changed <-chan struct{}
-	Clock   clock.WithTicker
+	// Idle is told whenever all that there is was written, before a follower
+	// waits for more; nil: nobody needs to know.
+	Idle  func() error
+	Clock clock.WithTicker
 }
 
 const (
@@ -146,6 +149,11 @@ func (r *reader) follow(ctx context.Context, run Run) error {
 		}
 		if !running {
 			return r.flush()
+		}
+		if run.Idle != nil {
+			if err := run.Idle(); err != nil {
+				return err
+			}
 		}
 		select {
 		case <-ctx.Done():
