@@ -45,6 +45,19 @@ every one there is. (The list is ` + "`internal/controllers/table.go`" + `; a te
   for all resources twice a minute.
 - Errors that upstream's code mends by itself (conflicts, a cache that is a moment old) are logged at debug, others at
   warning.
+
+## Volumes on demand
+
+A node that has no StorageClass gets one, ` + "`standard`" + `, the default: a claim of it is bound at once to a directory below
+` + "`volumes`" + ` of the node's root, which is removed with the claim. Capacity is what was asked for and isn't limited. Who
+wants something else makes a class of their own the default, or installs a provisioner. In a node that keeps its objects
+in memory the directories end with it, at the next start.
+
+## The scheduler
+
+It is upstream's too, with its default plugins: there is one node to choose, but every reason to refuse it is Kubernetes'
+(selectors, affinity, taints, resources, host ports, spread, volumes, gates, preemption by priority), told in its words by
+the pod's condition and a FailedScheduling event. Pods that have ended take no room.
 `
 	if *update {
 		if err := os.WriteFile(doc, []byte(want), 0o644); err != nil {
