@@ -110,8 +110,6 @@ func (s *Server) assemble(c Config) (*core, error) {
 		return nil, err
 	}
 	definitions := s.crds.Informers.Apiextensions().V1().CustomResourceDefinitions()
-	v1 := metav1.GroupVersionForDiscovery{GroupVersion: apiextensionsv1.SchemeGroupVersion.String(), Version: apiextensionsv1.SchemeGroupVersion.Version}
-	s.generic.DiscoveryGroupManager.AddGroup(metav1.APIGroup{Name: apiextensionsv1.GroupName, Versions: []metav1.GroupVersionForDiscovery{v1}, PreferredVersion: v1})
 	custom := &customGroups{crds: definitions.Lister(), groups: s.generic.DiscoveryGroupManager}
 	if err := custom.watch(definitions.Informer()); err != nil {
 		return nil, fmt.Errorf("custom resources: %w", err)
@@ -158,6 +156,7 @@ func (s *Server) installGroups(c Config, group *core, clientset *kubernetes.Clie
 		addresses:        discovery.DefaultAddresses{DefaultAddress: s.config.ExternalAddress},
 		ages:             ages,
 		resources:        group.resources,
+		priority:         firstPriority,
 	}
 	info, err := group.group()
 	if err != nil {
@@ -175,7 +174,10 @@ func (s *Server) installGroups(c Config, group *core, clientset *kubernetes.Clie
 			return err
 		}
 	}
+	v1 := metav1.GroupVersionForDiscovery{GroupVersion: apiextensionsv1.SchemeGroupVersion.String(), Version: apiextensionsv1.SchemeGroupVersion.Version}
+	installer.rank(metav1.APIGroup{Name: apiextensionsv1.GroupName, Versions: []metav1.GroupVersionForDiscovery{v1}, PreferredVersion: v1})
 	usage := metricsapi.Group(c.Metrics)
+	installer.priority = metricsPriority
 	if err := installer.install(&usage); err != nil {
 		return err
 	}

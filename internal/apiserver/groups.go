@@ -56,22 +56,22 @@ func servedResources() *serverstorage.ResourceConfig {
 func providers(client *kubernetes.Clientset, config *genericapiserver.Config) []controlplaneapiserver.RESTStorageProvider {
 	authz := config.Authorization.Authorizer
 	return []controlplaneapiserver.RESTStorageProvider{
+		appsrest.StorageProvider{},
+		eventsrest.RESTStorageProvider{TTL: eventTTL},
 		authenticationrest.RESTStorageProvider{Authenticator: config.Authentication.Authenticator, APIAudiences: config.Authentication.APIAudiences},
 		authorizationrest.RESTStorageProvider{Authorizer: authz, RuleResolver: config.RuleResolver},
 		autoscalingrest.RESTStorageProvider{},
 		batchrest.RESTStorageProvider{},
 		certificatesrest.RESTStorageProvider{Authorizer: authz},
-		coordinationrest.RESTStorageProvider{},
-		discoveryrest.StorageProvider{},
 		networkingrest.RESTStorageProvider{},
-		noderest.RESTStorageProvider{},
 		policyrest.RESTStorageProvider{},
 		rbacrest.RESTStorageProvider{Authorizer: authz},
-		schedulingrest.RESTStorageProvider{},
 		storagerest.RESTStorageProvider{},
-		appsrest.StorageProvider{},
 		admissionregistrationrest.RESTStorageProvider{Authorizer: authz, DiscoveryClient: client.Discovery()},
-		eventsrest.RESTStorageProvider{TTL: eventTTL},
+		schedulingrest.RESTStorageProvider{},
+		coordinationrest.RESTStorageProvider{},
+		noderest.RESTStorageProvider{},
+		discoveryrest.StorageProvider{},
 		resourcerest.RESTStorageProvider{NamespaceClient: client.CoreV1().Namespaces(), Authorizer: authz},
 	}
 }
@@ -86,6 +86,24 @@ type groupInstaller struct {
 	addresses        discovery.Addresses
 	ages             genericapiserver.ResourceExpirationEvaluator
 	resources        *serverstorage.ResourceConfig
+	// priority is that of the next group: which a name is of that several
+	// groups have. Custom resources have 1000.
+	priority int
+}
+
+const (
+	firstPriority   = 17900 // upstream's, of what comes after core
+	metricsPriority = 100   // that of the server metrics.k8s.io usually has
+	bestVersion     = 15
+)
+
+// rank lists a group with its versions, after those that were listed before.
+func (g *groupInstaller) rank(api metav1.APIGroup) {
+	for i, v := range api.Versions {
+		g.discoveryManager.SetGroupVersionPriority(metav1.GroupVersion{Group: api.Name, Version: v.Version}, g.priority, bestVersion-i)
+	}
+	g.priority -= 100
+	g.server.DiscoveryGroupManager.AddGroup(api)
 }
 
 func (g *groupInstaller) install(info *genericapiserver.APIGroupInfo) error {
@@ -131,7 +149,7 @@ func (g *groupInstaller) install(info *genericapiserver.APIGroupInfo) error {
 		return nil
 	}
 	api := metav1.APIGroup{Name: group, Versions: served, PreferredVersion: served[0]}
-	g.server.DiscoveryGroupManager.AddGroup(api)
+	g.rank(api)
 	container.Add(discovery.NewAPIGroupHandler(g.server.Serializer, api).WebService())
 	return nil
 }

@@ -7,11 +7,14 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apiextensionsclient "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
 	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -21,6 +24,7 @@ import (
 	api "k8s.io/kubernetes/pkg/apis/core"
 	metricsclient "k8s.io/metrics/pkg/client/clientset/versioned"
 	"k8s.io/utils/ptr"
+	"sigs.k8s.io/yaml"
 )
 
 // TestKubelet: what a node answers comes through the API.
@@ -335,5 +339,55 @@ func TestServeEnds(t *testing.T) {
 		t.Fatal("the server goes on")
 	}
 	for range events.ResultChan() { //nolint:revive // until it is closed
+	}
+}
+
+// A name that several groups have is that of the group Kubernetes would take,
+// whatever else is defined, for clients old and new.
+func TestGroupOrder(t *testing.T) {
+	w := start(t)
+	definitions, err := apiextensionsclient.NewForConfig(w.Loopback())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var crd apiextensionsv1.CustomResourceDefinition
+	if err := yaml.Unmarshal([]byte(`{metadata: {name: deployments.aaa.example.test}, spec: {group: aaa.example.test, scope: Namespaced, names: {plural: deployments, kind: Deployment},
+  versions: [{name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object}}}]}}`), &crd); err != nil {
+		t.Fatal(err)
+	}
+	crds := definitions.ApiextensionsV1().CustomResourceDefinitions()
+	if _, err := crds.Create(t.Context(), &crd, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	defer crds.Delete(context.Background(), crd.Name, metav1.DeleteOptions{}) //nolint:errcheck // the server ends with the tests
+	for _, legacy := range []bool{true, false} {
+		d := clients(t, w.admin(t)).DiscoveryClient
+		d.UseLegacyDiscovery = legacy
+		eventually(t, "both groups", func() error {
+			groups, err := d.ServerGroups()
+			if err != nil {
+				return err
+			}
+			at := func(name string) int {
+				return slices.IndexFunc(groups.Groups, func(g metav1.APIGroup) bool { return g.Name == name })
+			}
+			ours, theirs, usage := at("apps"), at("aaa.example.test"), at("metrics.k8s.io")
+			if ours < 0 || theirs < 0 || usage < 0 {
+				return errNotYet("group")
+			}
+			if ours > theirs || at("autoscaling") < ours {
+				t.Errorf("legacy %v: apps is at %d, aaa.example.test at %d", legacy, ours, theirs)
+			}
+			return nil
+		})
+		groups, err := d.ServerGroups()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, g := range groups.Groups {
+			if g.Name == "autoscaling" && g.PreferredVersion.Version != "v2" {
+				t.Errorf("legacy %v: autoscaling %s is preferred", legacy, g.PreferredVersion.Version)
+			}
+		}
 	}
 }
