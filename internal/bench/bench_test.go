@@ -48,7 +48,10 @@ func TestFloor(t *testing.T) {
 }
 
 func TestTable(t *testing.T) {
-	ms := func(n float64) Times { d := time.Duration(n * float64(time.Millisecond)); return Times{10, d / 2, d, 2 * d} }
+	ms := func(n float64) Times {
+		d := time.Duration(n * float64(time.Millisecond))
+		return Times{10, d / 2, d, 2 * d}
+	}
 	r := &Report{
 		When: time.Date(2026, 11, 23, 15, 0, 0, 0, time.UTC), Machine: "Linux 6.18, 2 cores", Options: Options{Pods: 10, Parallel: 8, Hold: 200},
 		Floor: &Figures{Name: "floor", Sandbox: ms(3), Start: ms(2), PodStart: ms(5), Exec: ms(0.5), Stop: ms(4)},

@@ -26,6 +26,7 @@ import (
 	"unipod.dev/unipod/internal/agent/register"
 	"unipod.dev/unipod/internal/engine"
 	"unipod.dev/unipod/internal/kubeletapi"
+	"unipod.dev/unipod/internal/linger"
 	"unipod.dev/unipod/internal/machine"
 	"unipod.dev/unipod/internal/pki"
 	"unipod.dev/unipod/internal/shutdown"
@@ -205,7 +206,8 @@ func serveKubelet(ctx context.Context, handler http.Handler, cert *pki.Certifica
 		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert.GetCertificate, ClientAuth: tls.RequestClientCert},
 	}
 	failed := make(chan error, 1)
-	go func() { failed <- server.ServeTLS(l, "", "") }()
+	// An exit code comes last, and the API's proxy is in between.
+	go func() { failed <- server.ServeTLS(linger.Listen(l), "", "") }()
 	select {
 	case err := <-failed:
 		return err

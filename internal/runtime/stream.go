@@ -21,6 +21,8 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	utilexec "k8s.io/utils/exec"
+
+	"unipod.dev/unipod/internal/linger"
 )
 
 // streamServer serves exec, attach and port-forward: the CRI call hands out a
@@ -40,6 +42,7 @@ func newStreamServer(r *Runtime, rc Config) (*streamServer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listening for exec, attach and port-forward: %w", err)
 	}
+	l = linger.Listen(l) // the exit code comes last, and kubelet's proxy is in between
 	cfg := streaming.DefaultConfig
 	cfg.Addr = l.Addr().String()
 	cfg.BaseURL = &url.URL{Scheme: "http", Host: cfg.Addr}

@@ -37,6 +37,7 @@ const theLine = 4
 var house = map[string]rule{
 	"internal/sys":        {0, nil, "the ground: system calls, and nothing of ours"},
 	"internal/version":    {0, nil, "a string"},
+	"internal/linger":     {0, nil, "closes TCP connections, whoever uses them"},
 	"internal/resolvconf": {0, nil, "a file format that both halves read"},
 	"internal/fault":      {0, nil, "names points in other packages, and knows none of them"},
 	"internal/klogs":      {0, nil, "turns log lines; knows who writes none of them"},
@@ -50,7 +51,7 @@ var house = map[string]rule{
 	"internal/crilog":   {1, nil, "writes log files; knows no container"},
 	"internal/pause":    {2, []string{"internal/sys", "internal/recipe"}, "carries recipes to the pause process, and has no policy"},
 	"internal/runtime": {3, []string{"internal/sys", "internal/version", "internal/recipe", "internal/cgroup", "internal/security", "internal/network",
-		"internal/image", "internal/device", "internal/crilog", "internal/pause", "internal/fault", "internal/cri"}, "implements the CRI over the floors below"},
+		"internal/image", "internal/device", "internal/crilog", "internal/pause", "internal/fault", "internal/linger", "internal/cri"}, "implements the CRI over the floors below"},
 
 	"internal/cri": {theLine, nil, "the line: only the CRI's own types cross it"},
 
@@ -96,7 +97,7 @@ var house = map[string]rule{
 	"internal/static":         {9, []string{"internal/manifest", "internal/engine", "internal/cri"}, "the engine's pods from a directory"},
 	"internal/play":           {9, []string{"internal/manifest", "internal/volume", "internal/logview", "internal/progress", "internal/timeline", "internal/cri"}, "an API's objects in the foreground"},
 	"internal/cluster": {10, []string{"internal/cri", "internal/engine", "internal/machine", "internal/pki", "internal/store", "internal/apiserver", "internal/controllers", "internal/scheduler",
-		"internal/klogs", "internal/agent", "internal/kubeletapi", "internal/stats", "internal/upkeep", "internal/shutdown", "internal/static", "internal/volume", "internal/sys"}, "the one place where the upper half is put together"},
+		"internal/klogs", "internal/agent", "internal/kubeletapi", "internal/stats", "internal/upkeep", "internal/shutdown", "internal/static", "internal/volume", "internal/sys", "internal/linger"}, "the one place where the upper half is put together"},
 	"internal/kubectl": {10, nil, "upstream's commands on the node's kubeconfig; knows nothing else of a node"},
 	"internal/backup":  {7, []string{"internal/pki", "internal/store"}, "one file out of keys and objects"},
 	"internal/cli": {11, []string{"internal/kubectl", "internal/backup", "internal/pki", "internal/store", "internal/volume", "internal/cluster", "internal/play", "internal/static", "internal/anatomy", "internal/bench", "internal/logview", "internal/progress", "internal/timeline",

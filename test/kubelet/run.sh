@@ -141,6 +141,11 @@ for protocol in spdy websocket; do
 	code=0
 	enter $protocol web web sh -c 'exit 7' </dev/null || code=$?
 	check "exec, $protocol, exit code" '^7$' "$code"
+	for _ in $(seq 10); do # the answer passes a proxy that is still sending
+		code=0
+		enter $protocol web web sh -c 'exit 7' <"$work/image.tar" 2>/dev/null || code=$?
+		check "exec, $protocol, exit code with input under way" '^7$' "$code"
+	done
 done
 check 'port forward' '^first$' "$(printf 'GET /order HTTP/1.0\r\n\r\n' | "$here/bin/stream" forward $port/portForward/default/web-here 8080)"
 check 'the pod from the machine' '^first$' "$(curl -sS "http://$(pod web .status.podIP):8080/order")"
