@@ -124,11 +124,25 @@ func (s *Server) ownService(c Config) error {
 		return err
 	}
 	if !c.Advertise.IsValid() || c.Advertise.Addr().IsLoopback() {
-		return nil
+		return s.noEndpoint()
 	}
 	adapter := reconcilers.NewEndpointsAdapter(s.client.CoreV1(), s.client.DiscoveryV1())
 	ports := []corev1.EndpointPort{{Name: "https", Protocol: corev1.ProtocolTCP, Port: int32(c.Advertise.Port())}}
 	return reconcilers.NewMasterCountEndpointReconciler(1, adapter).ReconcileEndpoints(kubernetesService, net.IP(c.Advertise.Addr().AsSlice()), ports, true)
+}
+
+// noEndpoint takes away what an earlier start may have left: an address that
+// nobody answers at.
+func (s *Server) noEndpoint() error {
+	for what, err := range map[string]error{
+		"the EndpointSlice": s.client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Delete(s.stopping, kubernetesService, metav1.DeleteOptions{}),
+		"the Endpoints":     s.client.CoreV1().Endpoints(metav1.NamespaceDefault).Delete(s.stopping, kubernetesService, metav1.DeleteOptions{}),
+	} {
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("%s default/%s: %w", what, kubernetesService, err)
+		}
+	}
+	return nil
 }
 
 // trustMap is where servers that extend the API read by what authority its

@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/clock"
 
@@ -18,7 +20,12 @@ import (
 )
 
 // life starts a server of its own on a directory.
-func life(tb testing.TB, dir string) (s *Server, took time.Duration, end func()) {
+func life(tb testing.TB, dir string) (*Server, time.Duration, func()) {
+	return lifeAt(tb, dir, netip.AddrPort{})
+}
+
+// lifeAt is one that pods reach at an address.
+func lifeAt(tb testing.TB, dir string, at netip.AddrPort) (s *Server, took time.Duration, end func()) {
 	tb.Helper()
 	log := slog.New(slog.DiscardHandler)
 	keys, err := pki.Open(filepath.Join(dir, "pki"), clock.RealClock{})
@@ -31,7 +38,7 @@ func life(tb testing.TB, dir string) (s *Server, took time.Duration, end func())
 	}
 	_, v4, _ := net.ParseCIDR("10.96.0.0/24")
 	begin := time.Now()
-	s, err = New(context.Background(), Config{Store: st, PKI: keys, Log: log, ServiceCIDRs: []*net.IPNet{v4}})
+	s, err = New(context.Background(), Config{Store: st, PKI: keys, Log: log, ServiceCIDRs: []*net.IPNet{v4}, Advertise: at})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -52,8 +59,19 @@ func life(tb testing.TB, dir string) (s *Server, took time.Duration, end func())
 // before.
 func TestRestart(t *testing.T) {
 	dir := t.TempDir()
-	s, _, end := life(t, dir)
+	s, _, end := lifeAt(t, dir, netip.MustParseAddrPort("10.1.0.1:6443"))
 	ctx, k := t.Context(), clients(t, s.Loopback())
+	endpoint := func(want string) error {
+		slice, err := k.DiscoveryV1().EndpointSlices("default").Get(ctx, "kubernetes", metav1.GetOptions{})
+		if apierrors.IsNotFound(err) && want == "" {
+			return nil
+		}
+		if err == nil && (want == "" || slice.Endpoints[0].Addresses[0] != want) {
+			return errNotYet("other endpoint")
+		}
+		return err
+	}
+	eventually(t, "the API's endpoint", func() error { return endpoint("10.1.0.1") })
 	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "s"}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, Ports: []corev1.ServicePort{{Port: 1}}}}
 	svc, err := k.CoreV1().Services("default").Create(ctx, svc, metav1.CreateOptions{})
 	if err != nil {
@@ -72,6 +90,7 @@ func TestRestart(t *testing.T) {
 	s, _, end = life(t, dir)
 	defer end()
 	k = clients(t, s.Loopback())
+	eventually(t, "an endpoint nobody answers at", func() error { return endpoint("") })
 	if got, err := k.CoreV1().Namespaces().Get(ctx, "default", metav1.GetOptions{}); err != nil || got.UID != ns.UID {
 		t.Errorf("the namespace default is another: %v", err)
 	}
