@@ -15,9 +15,14 @@ type admission struct {
 }
 
 func newAdmission(a *Agent) *admission {
+	// The scheduler looks at the same informer: a pod that it binds because a
+	// taint is gone isn't refused for it.
+	nodes := a.cfg.Informers.Core().V1().Nodes().Lister()
 	node := func(ctx context.Context, cached bool) (*v1.Node, error) {
-		if n := a.cfg.Node.Node(); n != nil && cached {
-			return n, nil
+		if cached {
+			if n, err := nodes.Get(a.cfg.NodeName); err == nil {
+				return n, nil
+			}
 		}
 		return a.cfg.Node.Fresh(ctx)
 	}
