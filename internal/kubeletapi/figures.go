@@ -12,6 +12,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
+
+	"unipod.dev/unipod/internal/kubeletapi/exposition"
 )
 
 // pods serves the pods that are to run here.
@@ -87,46 +89,48 @@ func (s *Server) summary(w http.ResponseWriter, r *http.Request) {
 // resourceMetrics serves the figures that autoscalers scrape.
 func (s *Server) resourceMetrics(w http.ResponseWriter, r *http.Request) {
 	summary, err := s.cfg.Stats.GetCPUAndMemoryStats(r.Context())
-	var p page
-	failed := p.family("resource_scrape_error", "gauge", "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise")
+	var p exposition.Page
+	failed := p.Family("resource_scrape_error", "gauge", "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise")
 	if err != nil {
 		s.cfg.Log.Warn("measuring for metrics/resource failed", "err", err)
-		failed.add(1, 0)
-		p.serve(w)
+		failed.Add(1, 0)
+		p.Serve(w)
 		return
 	}
-	failed.add(0, 0)
+	failed.Add(0, 0)
 	resources(&p, summary)
-	p.serve(w)
+	p.Serve(w)
 }
 
-func resources(p *page, summary *statsapi.Summary) {
+func label(name, value string) exposition.Label { return exposition.Label{Name: name, Value: value} }
+
+func resources(p *exposition.Page, summary *statsapi.Summary) {
 	const seconds = 1e9
-	usage := func(prefix, what string, cpu *statsapi.CPUStats, memory *statsapi.MemoryStats, swap *statsapi.SwapStats, labels ...label) {
+	usage := func(prefix, what string, cpu *statsapi.CPUStats, memory *statsapi.MemoryStats, swap *statsapi.SwapStats, labels ...exposition.Label) {
 		if cpu != nil && cpu.UsageCoreNanoSeconds != nil {
-			p.family(prefix+"_cpu_usage_seconds_total", "counter", "[STABLE] Cumulative cpu time consumed by the "+what+" in core-seconds").
-				add(float64(*cpu.UsageCoreNanoSeconds)/seconds, cpu.Time.UnixMilli(), labels...)
+			p.Family(prefix+"_cpu_usage_seconds_total", "counter", "[STABLE] Cumulative cpu time consumed by the "+what+" in core-seconds").
+				Add(float64(*cpu.UsageCoreNanoSeconds)/seconds, cpu.Time.UnixMilli(), labels...)
 		}
 		if memory != nil && memory.WorkingSetBytes != nil {
-			p.family(prefix+"_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the "+what+" in bytes").
-				add(float64(*memory.WorkingSetBytes), memory.Time.UnixMilli(), labels...)
+			p.Family(prefix+"_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the "+what+" in bytes").
+				Add(float64(*memory.WorkingSetBytes), memory.Time.UnixMilli(), labels...)
 		}
 		if swap != nil && swap.SwapUsageBytes != nil {
-			p.family(prefix+"_swap_usage_bytes", "gauge", "[ALPHA] Current swap usage of the "+what+" in bytes. Reported only on non-windows systems").
-				add(float64(*swap.SwapUsageBytes), swap.Time.UnixMilli(), labels...)
+			p.Family(prefix+"_swap_usage_bytes", "gauge", "[ALPHA] Current swap usage of the "+what+" in bytes. Reported only on non-windows systems").
+				Add(float64(*swap.SwapUsageBytes), swap.Time.UnixMilli(), labels...)
 		}
 	}
 	usage("node", "node", summary.Node.CPU, summary.Node.Memory, summary.Node.Swap)
 	for i := range summary.Pods {
 		pod := &summary.Pods[i]
-		of := []label{{"namespace", pod.PodRef.Namespace}, {"pod", pod.PodRef.Name}}
+		of := []exposition.Label{label("namespace", pod.PodRef.Namespace), label("pod", pod.PodRef.Name)}
 		for j := range pod.Containers {
 			c := &pod.Containers[j]
-			labels := append([]label{{"container", c.Name}}, of...)
+			labels := append([]exposition.Label{label("container", c.Name)}, of...)
 			usage("container", "container", c.CPU, c.Memory, c.Swap, labels...)
 			if !c.StartTime.IsZero() {
-				p.family("container_start_time_seconds", "gauge", "[STABLE] Start time of the container since unix epoch in seconds").
-					add(float64(c.StartTime.UnixNano())/seconds, 0, labels...)
+				p.Family("container_start_time_seconds", "gauge", "[STABLE] Start time of the container since unix epoch in seconds").
+					Add(float64(c.StartTime.UnixNano())/seconds, 0, labels...)
 			}
 		}
 		usage("pod", "pod", pod.CPU, pod.Memory, pod.Swap, of...)
@@ -150,7 +154,7 @@ func (s *Server) containerMetrics(w http.ResponseWriter, r *http.Request) {
 	for _, d := range descriptors.Descriptors {
 		known[d.Name] = d
 	}
-	var p page
+	var p exposition.Page
 	add := func(list []*runtimeapi.Metric) {
 		for _, m := range list {
 			d := known[m.Name]
@@ -161,11 +165,11 @@ func (s *Server) containerMetrics(w http.ResponseWriter, r *http.Request) {
 			if m.MetricType == runtimeapi.MetricType_COUNTER {
 				kind = "counter"
 			}
-			labels := make([]label, len(d.LabelKeys))
+			labels := make([]exposition.Label, len(d.LabelKeys))
 			for i, key := range d.LabelKeys {
-				labels[i] = label{key, m.LabelValues[i]}
+				labels[i] = label(key, m.LabelValues[i])
 			}
-			p.family(m.Name, kind, d.Help).add(float64(m.Value.Value), m.Timestamp/1e6, labels...)
+			p.Family(m.Name, kind, d.Help).Add(float64(m.Value.Value), m.Timestamp/1e6, labels...)
 		}
 	}
 	for _, pod := range figures.PodMetrics {
@@ -174,16 +178,16 @@ func (s *Server) containerMetrics(w http.ResponseWriter, r *http.Request) {
 			add(c.Metrics)
 		}
 	}
-	p.serve(w)
+	p.Serve(w)
 }
 
 // probeMetrics serves how the pods' probes went.
 func (s *Server) probeMetrics(w http.ResponseWriter, _ *http.Request) {
-	var p page
+	var p exposition.Page
 	for _, c := range s.cfg.Probes() {
-		p.family("prober_probe_total", "counter", "[BETA] Cumulative number of a liveness, readiness or startup probe for a container by result.").
-			add(float64(c.Count), 0, label{"container", c.Container}, label{"namespace", c.Pod.Namespace}, label{"pod", c.Pod.Name},
-				label{"pod_uid", string(c.Pod.UID)}, label{"probe_type", c.Kind}, label{"result", c.Result})
+		p.Family("prober_probe_total", "counter", "[BETA] Cumulative number of a liveness, readiness or startup probe for a container by result.").
+			Add(float64(c.Count), 0, label("container", c.Container), label("namespace", c.Pod.Namespace), label("pod", c.Pod.Name),
+				label("pod_uid", string(c.Pod.UID)), label("probe_type", c.Kind), label("result", c.Result))
 	}
-	p.serve(w)
+	p.Serve(w)
 }

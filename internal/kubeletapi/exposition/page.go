@@ -1,4 +1,9 @@
-package kubeletapi
+// Package exposition writes pages of metrics in Prometheus' text format. It owns
+// nothing. What names, helps and labels it is given may come from anywhere: a
+// page is well-formed whatever they are. A page is used by one goroutine.
+//
+// Floor: below kubeletapi; it imports nothing of unipod.
+package exposition
 
 import (
 	"bytes"
@@ -11,27 +16,28 @@ import (
 	"strings"
 )
 
-// page is a page of metrics in Prometheus' text format. Its zero value is
-// empty.
-type page struct{ families map[string]*family }
+// Page is a page of metrics. Its zero value is empty.
+type Page struct{ families map[string]*Family }
 
-type family struct {
+// Family are the figures of one name.
+type Family struct {
 	kind, help string
 	lines      bytes.Buffer
 	name       string
 }
 
-type label struct{ name, value string }
+// Label is one label of a figure.
+type Label struct{ Name, Value string }
 
-// family finds the metrics of one name. Names that are none are kept apart and
-// not shown: a runtime may say anything.
-func (p *page) family(name, kind, help string) *family {
+// Family finds the figures of one name; kind is gauge or counter. Those under
+// names that are none are not shown.
+func (p *Page) Family(name, kind, help string) *Family {
 	if p.families == nil {
-		p.families = map[string]*family{}
+		p.families = map[string]*Family{}
 	}
 	f := p.families[name]
 	if f == nil {
-		f = &family{name: name, kind: kind, help: help}
+		f = &Family{name: name, kind: kind, help: help}
 		p.families[name] = f
 	}
 	return f
@@ -44,18 +50,18 @@ var (
 	escapeValue = strings.NewReplacer("\\", `\\`, "\n", `\n`, `"`, `\"`)
 )
 
-// add adds one figure, with the time of its measurement in milliseconds; zero
+// Add adds one figure, with the time of its measurement in milliseconds; zero
 // is the time of the scrape.
-func (f *family) add(value float64, millis int64, labels ...label) {
+func (f *Family) Add(value float64, millis int64, labels ...Label) {
 	f.lines.WriteString(f.name)
 	sep := byte('{')
 	for _, l := range labels {
-		if !labelName.MatchString(l.name) {
+		if !labelName.MatchString(l.Name) {
 			continue
 		}
 		f.lines.WriteByte(sep)
 		sep = ','
-		fmt.Fprintf(&f.lines, `%s="%s"`, l.name, escapeValue.Replace(strings.ToValidUTF8(l.value, "\uFFFD")))
+		fmt.Fprintf(&f.lines, `%s="%s"`, l.Name, escapeValue.Replace(strings.ToValidUTF8(l.Value, "\uFFFD")))
 	}
 	if sep == ',' {
 		f.lines.WriteByte('}')
@@ -68,7 +74,8 @@ func (f *family) add(value float64, millis int64, labels ...label) {
 	f.lines.WriteByte('\n')
 }
 
-func (p *page) serve(w http.ResponseWriter) {
+// Serve answers with the page, in order of names.
+func (p *Page) Serve(w http.ResponseWriter) {
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 	for _, name := range slices.Sorted(maps.Keys(p.families)) {
 		if !metricName.MatchString(name) {

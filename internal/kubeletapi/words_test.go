@@ -1,53 +1,11 @@
 package kubeletapi
 
 import (
-	"net/http/httptest"
 	"strings"
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
-	"k8s.io/component-base/metrics/testutil"
 )
-
-func TestPage(t *testing.T) {
-	var p page
-	p.family("b_total", "counter", "two\nlines").add(1.5, 0, label{"path", "a\"b\\c\nd"}, label{"no name", "x"})
-	p.family("b_total", "counter", "").add(2, 1700000000123)
-	p.family("a", "gauge", "first").add(1e21, 0)
-	p.family("not a name", "gauge", "").add(1, 0)
-	w := httptest.NewRecorder()
-	p.serve(w)
-	want := `# HELP a first
-# TYPE a gauge
-a 1e+21
-# HELP b_total two\nlines
-# TYPE b_total counter
-b_total{path="a\"b\\c\nd"} 1.5
-b_total 2 1700000000123
-`
-	if w.Body.String() != want {
-		t.Errorf("got %q, want %q", w.Body.String(), want)
-	}
-}
-
-// Whatever a runtime says, the page is one that Prometheus reads.
-func FuzzPage(f *testing.F) {
-	f.Add("name", "help", "label", "value", 1.0)
-	f.Fuzz(func(t *testing.T, name, help, key, value string, figure float64) {
-		var p page
-		p.family(name, "gauge", help).add(figure, 1, label{key, value})
-		p.family("other", "gauge", help).add(1, 1)
-		w := httptest.NewRecorder()
-		p.serve(w)
-		m := testutil.NewMetrics()
-		if err := testutil.ParseMetrics(w.Body.String(), &m); err != nil {
-			t.Fatalf("%q: %v", w.Body.String(), err)
-		}
-		if len(m["other"]) != 1 {
-			t.Errorf("lost a figure in %q", w.Body.String())
-		}
-	})
-}
 
 func TestSubresources(t *testing.T) {
 	for path, want := range map[string]string{
