@@ -51,6 +51,9 @@ func benchNode(b *testing.B) (n *node, serve *background, manifests string) {
 	b.Helper()
 	n = newNode(b)
 	manifests = filepath.Join(filepath.Dir(n.root), "manifests")
+	if err := os.MkdirAll(manifests, 0o755); err != nil {
+		b.Fatal(err)
+	}
 	serve = n.start("serve", "--manifests", manifests)
 	serve.until("serving the Kubernetes API")
 	b.Cleanup(func() {
