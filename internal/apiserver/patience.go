@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"bufio"
+	"context"
 	"net"
 	"net/http"
 	"time"
@@ -31,7 +32,7 @@ func withPatience(handler http.Handler, patience time.Duration) http.Handler {
 			handler.ServeHTTP(w, req)
 			return
 		}
-		p := &patientWriter{ResponseWriter: w, control: http.NewResponseController(w), patience: patience}
+		p := &patientWriter{ResponseWriter: w, ctx: req.Context(), control: http.NewResponseController(w), patience: patience}
 		if h, ok := w.(http.Hijacker); ok {
 			handler.ServeHTTP(&patientHijacker{p, h}, req)
 			return
@@ -52,6 +53,7 @@ func streams(info *apirequest.RequestInfo) bool {
 // and takes it away again: a watch may be silent for long.
 type patientWriter struct {
 	http.ResponseWriter
+	ctx      context.Context // the request's
 	control  *http.ResponseController
 	patience time.Duration
 }
@@ -81,7 +83,9 @@ func (w *patientWriter) Flush() {
 
 // CloseNotify is asked for by handlers written before contexts.
 func (w *patientWriter) CloseNotify() <-chan bool {
-	return w.ResponseWriter.(http.CloseNotifier).CloseNotify() //nolint:staticcheck // net/http's writers have it
+	gone := make(chan bool, 1)
+	context.AfterFunc(w.ctx, func() { gone <- true })
+	return gone
 }
 
 // patientHijacker is that of a connection that can be taken over.

@@ -10,8 +10,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/net/http2"
 )
 
 // TestPatience: a client that doesn't read is left, whatever it speaks; one
@@ -47,11 +45,6 @@ func testPatience(t *testing.T, h2 bool) {
 		}
 	}))
 	srv.EnableHTTP2 = h2
-	if h2 {
-		if err := http2.ConfigureServer(srv.Config, nil); err != nil {
-			t.Fatal(err)
-		}
-	}
 	srv.StartTLS()
 	defer srv.Close()
 	get := func(path string) *http.Response {

@@ -145,8 +145,8 @@ func checkStored(r *resource) storagetesting.KeyValidation {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if pod := obj.(*example.Pod); pod.ResourceVersion != "" || pod.SelfLink != "" {
-			t.Errorf("stored with resource version %q and self link %q", pod.ResourceVersion, pod.SelfLink)
+		if pod := obj.(*example.Pod); pod.GetResourceVersion() != "" || pod.GetSelfLink() != "" {
+			t.Errorf("stored with resource version %q and self link %q", pod.GetResourceVersion(), pod.GetSelfLink())
 		}
 	}
 }
