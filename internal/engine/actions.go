@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	v1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -185,7 +186,28 @@ func (w *worker) runSandbox(ctx context.Context, pod *v1.Pod, attempt uint32) er
 		return err
 	}
 	w.log.Info("sandbox created", "sandbox", resp.PodSandboxId, "attempt", attempt)
+	w.noteLimits(resp.PodSandboxId, config.GetLinux().GetResources())
 	return nil
+}
+
+// noteLimits remembers what a sandbox was given.
+func (w *worker) noteLimits(id string, r *runtimeapi.LinuxContainerResources) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.limits = map[string]*runtimeapi.LinuxContainerResources{id: r}
+}
+
+// fitSandbox gives a sandbox the resources of the pod as it is now, when it
+// has others: a container that a resize restarts must fit in. A failure is the
+// container's to tell, if it makes a difference.
+func (w *worker) fitSandbox(ctx context.Context, pod *v1.Pod, a lifecycle.Action, config *runtimeapi.PodSandboxConfig) {
+	w.mu.Lock()
+	same := proto.Equal(w.limits[a.SandboxID], config.GetLinux().GetResources())
+	w.mu.Unlock()
+	if same {
+		return
+	}
+	_ = w.resizeSandbox(ctx, pod, a) // logged
 }
 
 // runtimeHandler is the runtime's name for how the pod's RuntimeClass is run;
@@ -308,7 +330,10 @@ func (w *worker) resizeSandbox(ctx context.Context, pod *v1.Pod, a lifecycle.Act
 		PodSandboxId: a.SandboxID, Resources: config.Linux.Resources, Overhead: config.Linux.Overhead,
 	})
 	if status.Code(err) == codes.Unimplemented {
-		return nil // an old runtime leaves the pod's cgroup to others
+		err = nil // an old runtime leaves the pod's cgroup to others
+	}
+	if err == nil {
+		w.noteLimits(a.SandboxID, config.GetLinux().GetResources())
 	}
 	return w.failed("resizing the sandbox", err)
 }

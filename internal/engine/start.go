@@ -59,6 +59,9 @@ func (w *worker) start(ctx context.Context, pod *v1.Pod, a lifecycle.Action) *li
 	if err != nil {
 		return failed(lifecycle.ReasonCreateConfigError, err)
 	}
+	if a.Attempt > 0 {
+		w.fitSandbox(ctx, pod, a, sandbox)
+	}
 	image, failure := w.e.images.ensure(ctx, w, pod, c.Image, c.Name, c.ImagePullPolicy, sandbox)
 	if failure != nil {
 		if ctx.Err() == nil {

@@ -11,6 +11,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/utils/clock"
 
 	"unipod.dev/unipod/internal/lifecycle"
@@ -38,6 +39,8 @@ type worker struct {
 	stale   bool // volumes may show old content
 	evicted bool
 	counts  map[counted]int64 // of probes
+	// limits are what sandboxes were last given, by ID.
+	limits map[string]*runtimeapi.LinuxContainerResources
 
 	// disk guards the pod's volumes: package volume allows one call per pod.
 	disk    sync.Mutex

@@ -65,14 +65,13 @@ func TestByKubectl(t *testing.T) {
 	// until asks again until the answer is what is wanted.
 	until := func(want string, args ...string) {
 		t.Helper()
-		for deadline := time.Now().Add(30*time.Second); ; time.Sleep(100 * time.Millisecond) {
+		for deadline := time.Now().Add(giveUp); ; time.Sleep(100 * time.Millisecond) {
 			_, out := m.do(args...)
 			if strings.TrimSpace(out) == want {
 				return
 			}
 			if time.Now().After(deadline) {
-				_, all := m.do("get", "pod", args[2], "-o", "yaml")
-				t.Fatalf("%v: %q, want %q\n%s", args, out, want, all)
+				t.Fatalf("%v: %q, want %q", args, out, want)
 			}
 		}
 	}
