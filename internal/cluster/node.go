@@ -17,13 +17,13 @@ import (
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/component-base/version"
 	"k8s.io/kubernetes/pkg/kubelet/client"
 	metrics "k8s.io/metrics/pkg/apis/metrics/v1beta1"
 
 	"unipod.dev/unipod/internal/agent"
 	"unipod.dev/unipod/internal/agent/objects"
 	"unipod.dev/unipod/internal/agent/register"
+	"unipod.dev/unipod/internal/apiserver"
 	"unipod.dev/unipod/internal/engine"
 	"unipod.dev/unipod/internal/kubeletapi"
 	"unipod.dev/unipod/internal/linger"
@@ -86,7 +86,7 @@ func (c *Cluster) startNode(ctx context.Context, listener net.Listener) (ready <
 		c.group.Go(func() error { return down.Run(ctx) })
 	}
 	object, err := register.New(register.Config{
-		Client: c.client, CRI: cfg.CRI, Name: cfg.NodeName, Version: version.Get().GitVersion, Root: cfg.Root, Addresses: hostAddresses(ecfg.Node.HostIPs),
+		Client: c.client, CRI: cfg.CRI, Name: cfg.NodeName, Version: apiserver.KubernetesVersion, Root: cfg.Root, Addresses: hostAddresses(ecfg.Node.HostIPs),
 		Port: int32(reachable(listener.Addr()).Port()), Labels: cfg.Labels, Pressure: keeper, Record: record,
 		Problem: func() error {
 			if down != nil && down.ShuttingDown() {

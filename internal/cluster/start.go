@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 	"k8s.io/client-go/kubernetes"
 
 	"unipod.dev/unipod/internal/apiserver"
@@ -99,11 +100,18 @@ func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 }
 
 // settled are when, after the start, memory is given back that only the start
-// needed: soon, and once more when what the first clients made has gone too.
-var settled = []time.Duration{5 * time.Second, 30 * time.Second}
+// needed: soon, once more when what the first clients made has gone too, and
+// then now and then when the node has nothing to do.
+var settled = []time.Duration{5 * time.Second, 30 * time.Second, 5 * time.Minute}
+
+// idleShare is how much of one processor the node uses at most when it counts
+// as idle.
+const idleShare = 0.01
 
 func (c *Cluster) settle(ctx context.Context) error {
-	for _, after := range settled {
+	for i := 0; ; i++ {
+		after := settled[min(i, len(settled)-1)]
+		used := processorTime()
 		timer := c.cfg.Clock.NewTimer(after)
 		select {
 		case <-ctx.Done():
@@ -111,11 +119,22 @@ func (c *Cluster) settle(ctx context.Context) error {
 			return nil
 		case <-timer.C():
 		}
+		if i >= len(settled)-1 && float64(processorTime()-used) > idleShare*float64(after) {
+			continue
+		}
 		if err := sys.Trim(); err != nil {
 			c.cfg.Log.Debug("giving memory back", "err", err)
 		}
 	}
-	return nil
+}
+
+// processorTime is what this process has used so far.
+func processorTime() time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // ignoreCanceled leaves out that a part ended because it was told to.
