@@ -50,7 +50,7 @@ node='' other='' kubelet=''
 end() {
 	local code=$?
 	set +e
-	[ -z "$kubelet" ] || kill -9 "$kubelet" 2>/dev/null
+	[ -z "$kubelet" ] || crash "$kubelet"
 	for run in "$work"/*/cri.sock; do
 		"$here/bin/crictl" --config /dev/null -r "unix://$run" rmp -af >/dev/null 2>&1
 	done
