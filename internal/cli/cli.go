@@ -142,7 +142,7 @@ kubectl's commands kubectl's.`,
 		{"pods", "Run pods", []*cobra.Command{newPlay(g), newServe(g)}},
 		{"seen", "Look at what runs", []*cobra.Command{newPs(g), newAnatomy(g)}},
 		{"node", "The node", []*cobra.Command{
-			newStatus(g), newKubeconfig(g), newImage(g), newBackup(g), newRestore(g), newBench(g), newVersion(), newUninstall(g),
+			newStatus(g), newKubeconfig(g), newImage(g), newBackup(g), newRestore(g), newRotateKeys(g), newBench(g), newVersion(), newUninstall(g),
 		}},
 	} {
 		cmd.AddGroup(&cobra.Group{ID: group.id, Title: group.title + ":"})

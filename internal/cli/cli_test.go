@@ -35,7 +35,7 @@ func TestUsageErrors(t *testing.T) {
 	for _, args := range [][]string{
 		{"frobnicate"}, {"play"}, {"anatomy"}, {"anatomy", "a", "b"}, {"play", "--nope", "x"}, {"image", "pull"}, {"version", "x"},
 		{"play", "--since", "yesterday", "x"}, {"play", "/no/such/file"}, {"serve", "--only", "api"}, {"serve", "--only", "cri", "--manifests", "x"},
-		{"play", "--node", "sometimes", "x"}, {"bench", "--pods", "0"}, {"image", "rm"},
+		{"play", "--node", "sometimes", "x"}, {"bench", "--pods", "0"}, {"image", "rm"}, {"rotate-keys"}, {"rotate-keys", "house"}, {"kubeconfig", "x"}, {"restore"},
 	} {
 		root := newRoot()
 		var out bytes.Buffer

@@ -26,6 +26,8 @@ import (
 
 const (
 	unitName = "unipod.service"
+	// logindConfig is what lets a shutdown of the machine wait for pods.
+	logindConfig = "/etc/systemd/logind.conf.d/99-unipod.conf"
 	// endPatience is how long a running node has to end.
 	endPatience = time.Minute
 )
@@ -37,12 +39,11 @@ func newUninstall(g *global) *cobra.Command {
 		Use:   "uninstall",
 		Short: "End all pods and remove everything of unipod's from this machine",
 		Long: `End all pods and remove everything of unipod's from this machine: the systemd
-unit is stopped and disabled, pods are stopped, and their mounts, network links,
+unit is stopped, disabled and removed, pods are stopped, and their mounts, network links,
 nftables table, control groups and the directories --root and --run are removed,
 with all images, volumes, objects and keys in them.
 
-What stays: the program itself and its unit (make uninstall removes them),
-manifests in /etc/unipod/manifests, and what pods wrote into hostPath volumes.`,
+What stays: the program itself (make uninstall removes it), manifests in /etc/unipod/manifests, and what pods wrote into hostPath volumes.`,
 		Example: `  unipod backup /root/unipod.zip && unipod uninstall`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needRoot(); err != nil {
@@ -101,9 +102,12 @@ func (g *global) uninstall(ctx context.Context, bridge string, say func(string, 
 	}
 	files := []string{g.run, g.root}
 	if filepath.Clean(g.root) == node.DefaultRoot {
-		files = append(files, etcKubeconfig)
+		files = append(files, etcKubeconfig, logindConfig)
 	}
 	for _, path := range files {
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err := os.RemoveAll(path); err != nil {
 			return err
 		}
@@ -145,7 +149,19 @@ func stopUnit(ctx context.Context, say func(string, ...any)) error {
 		return fmt.Errorf("disabling %s: %w", unitName, err)
 	}
 	say("stopped and disabled %s", unitName)
-	return nil
+	prop, err := c.GetUnitPropertyContext(ctx, unitName, "FragmentPath")
+	if err != nil {
+		return fmt.Errorf("asking systemd where %s is: %w", unitName, err)
+	}
+	path, _ := prop.Value.Value().(string)
+	if filepath.Base(path) != unitName {
+		return nil
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	say("removed %s", path)
+	return c.ReloadContext(ctx)
 }
 
 // stopNode ends the node's process, when one runs.
