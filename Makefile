@@ -5,6 +5,7 @@
 #   make test-faults   kill the node at every point of a pod's life
 #   make soak       a thousand pods live and end; nothing of them may stay (LIVES=1000)
 #   make test-containerd   play the scenarios with containerd as the runtime
+#   make test-kubectl  a session with every verb of kubectl, stock and built in
 #   make test-cri   run critest, the CRI's conformance tool
 #   make test-kubelet   run pods under a real kubelet, alone and in a cluster
 #   make test-operator   an operator and helm charts by others, on the API
@@ -33,7 +34,7 @@ LDFLAGS := -s -w -X unipod.dev/unipod/internal/version.Version=$(VERSION) \
 	$(call kube,gitCommit=$(VERSION)) $(call kube,gitTreeState=clean) $(call kube,buildDate=$(shell git log -1 --format=%cd --date=format:%Y-%m-%dT%H:%M:%SZ 2>/dev/null || echo 1970-01-01T00:00:00Z))
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: all pause build arm64 test test-faults soak test-containerd test-cri test-kubelet test-operator test-arm64 demo bench figures fuzz lint install uninstall clean
+.PHONY: all pause build arm64 test test-faults test-kubectl soak test-containerd test-cri test-kubelet test-operator test-arm64 demo bench figures fuzz lint install uninstall clean
 
 all: build
 
@@ -69,6 +70,12 @@ soak: build
 test-containerd: build
 	@scripts/deps.sh test containerd
 	UNIPOD_SCENARIO_RUNTIME=containerd CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -count=1 -timeout 10m $(if $(SUDO),-exec 'sudo -E') -run 'TestContainerd|TestScenarios|TestNodeKilled' ./internal/engine ./test/scenario
+
+# Every verb of kubectl against a node: unipod's own commands, kubectl built from the
+# module, and the one on PATH.
+test-kubectl: build
+	@scripts/deps.sh demo
+	$(SUDO) env PATH="$$PATH" test/kubectl/run.sh bin/unipod
 
 # The CRI's public conformance tool. CRITEST_IMAGE_SCRIPT names the script that makes
 # its images; see test/critest/run.sh.

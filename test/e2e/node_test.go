@@ -169,6 +169,10 @@ func TestNodeCommands(t *testing.T) {
 	if code, out := n.do("restore", backup); code != 0 {
 		t.Fatalf("restore: code %d, %s", code, out)
 	}
+	// New keys; what the old ones encrypted and signed stays good.
+	if code, out := n.do("rotate-keys", "encryption", "service-account"); code != 0 {
+		t.Errorf("rotate-keys: code %d, %s", code, out)
+	}
 	serve = n.start("serve", "--manifests", none)
 	serve.until("serving the Kubernetes API")
 	if code, out := n.do("get", "secret", "before", "-o", "jsonpath={.data.word}"); code != 0 || out != "a2VwdA==" {
