@@ -213,6 +213,7 @@ func parseRun(text string) (run, error) {
 //	lose <c>                         the runtime forgets a container
 //	unknown <c>                      the runtime does not know any more how it is
 //	restart engine                   the machine's memory is lost, the status is not
+//	reboot                           likewise, and the runtime knows nothing any more
 //	image <c> <image>                the spec is changed
 //	resize <c> cpu=<q> memory=<q>    likewise, limits and requests alike
 //	condition <type>=<status>        somebody sets a pod condition
@@ -255,7 +256,10 @@ func (w *world) happen(what string) {
 			}
 			return
 		}
-	case "restart":
+	case "reboot", "restart":
+		if words[0] == "reboot" {
+			w.view = View{Runtime: w.view.Runtime}
+		}
 		if w.state.Status() == nil {
 			return
 		}
