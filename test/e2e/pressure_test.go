@@ -40,8 +40,7 @@ spec:
     image: IMAGE
     command: [/bin/busybox, sh, -c, sleep 1000]
 `)
-	args := []string{"serve", "--manifests", manifests, "--eviction-hard", "", "--image-gc-high-threshold", "100"}
-	first := n.start(args...)
+	first := n.start("serve", "--manifests", manifests)
 	first.until("serving the Kubernetes API")
 	for code := 1; code != 0; {
 		// The namespace's service account may be yet to come.
@@ -55,7 +54,7 @@ spec:
 		t.Fatalf("serve ended with code %d", code)
 	}
 
-	args = []string{"serve", "--manifests", manifests, "--eviction-hard", "memory.available<100Ti",
+	args := []string{"serve", "--manifests", manifests, "--eviction-hard", "memory.available<100Ti",
 		"--image-gc-high-threshold", "1", "--image-gc-low-threshold", "0", "--minimum-image-ttl-duration", "0s"}
 	second := n.start(args...)
 	second.until("serving the Kubernetes API")

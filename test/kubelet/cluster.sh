@@ -15,7 +15,7 @@ set -euo pipefail
 ip route add default via 192.0.2.254
 api() { "$unipod" --root "$work/api-root" --run "$work/api-run" "$@"; }
 api image load "$work/image.tar" >/dev/null
-"$unipod" --root "$work/api-root" --run "$work/api-run" serve --manifests "$work/none" --kubelet-address 127.0.0.1:10260 --cgroup-parent "$group" >>"$work/api.log" 2>&1 &
+"$unipod" --root "$work/api-root" --run "$work/api-run" serve --manifests "$work/none" --eviction-hard= --image-gc-high-threshold=100 --kubelet-address 127.0.0.1:10260 --cgroup-parent "$group" >>"$work/api.log" 2>&1 &
 other=$!
 await 'the API' '^ok$' 60 api get --raw /readyz
 

@@ -55,7 +55,7 @@ children+=($!)
 for _ in $(seq 50); do curl -sf http://127.0.0.1:5001/v2/ >/dev/null && break; sleep 0.1; done
 skopeo copy -q --insecure-policy --dest-tls-verify=false "docker-archive:$work/nginx.tar" docker://127.0.0.1:5001/library/nginx:latest
 
-"$unipod" --root "$work/root" --run "$run" serve --manifests "$work/manifests" >"$work/serve.log" 2>&1 &
+"$unipod" --root "$work/root" --run "$run" serve --manifests "$work/manifests" --eviction-hard= --image-gc-high-threshold=100 >"$work/serve.log" 2>&1 &
 children+=($!)
 export KUBECONFIG=$run/kubeconfig
 k() { "$unipod" kubectl "$@"; }
