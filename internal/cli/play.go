@@ -219,7 +219,7 @@ func (h notOfPods) WithGroup(name string) slog.Handler { return notOfPods{h.Hand
 
 // playSet plays on the running node or on one of its own.
 func (g *global) playSet(ctx context.Context, set *manifest.Set, where string, cfg play.Config) (code int, err error) {
-	n, err := g.playNode(ctx, where)
+	n, own, err := g.playNode(ctx, where)
 	if err != nil {
 		return exitFailure, err
 	}
@@ -230,7 +230,7 @@ func (g *global) playSet(ctx context.Context, set *manifest.Set, where string, c
 	}
 	defer func() { err = errors.Join(err, claim.Release(ctx)) }()
 	api := play.APIConfig{Name: claim.Name(), Objects: set.Objects, Note: func(p manifest.Place, text string) { cfg.Screen.Say("note: %s: %s", p, text) }}
-	if n.InProcess() || n.Foreign() {
+	if own {
 		c, err := g.playCluster(ctx, n, claim, cfg)
 		if err != nil {
 			return exitFailure, err
@@ -265,18 +265,22 @@ func (g *global) playSet(ctx context.Context, set *manifest.Set, where string, c
 	return play.Run(ctx, cfg)
 }
 
-// playNode is the node that --node asks for.
-func (g *global) playNode(ctx context.Context, where string) (*node.Node, error) {
-	if where == "auto" {
-		return g.openNode(ctx)
-	}
+// playNode is the node that --node asks for, and whether it is our own.
+func (g *global) playNode(ctx context.Context, where string) (n *node.Node, own bool, err error) {
 	if where == "always" {
-		return g.connectNode(ctx)
+		n, err = g.connectNode(ctx)
+		return n, false, err
 	}
 	if err := needRoot(); err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	return node.Open(ctx, g.nodeConfig())
+	n, err = node.Open(ctx, g.nodeConfig())
+	var locked *node.LockedError
+	if where == "auto" && errors.As(err, &locked) {
+		n, err = node.Connect(ctx, g.nodeConfig())
+		return n, false, err
+	}
+	return n, true, err
 }
 
 // playCluster is an API of the play's own, in memory, on its own node.

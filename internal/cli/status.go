@@ -127,6 +127,9 @@ func (g *global) runtimeStatus(ctx context.Context, s *nodeStatus) error {
 		return err
 	}
 	s.Runtime = v.GetRuntimeName() + " " + v.GetRuntimeVersion()
+	if n.Foreign() { // it keeps its images itself
+		return nil
+	}
 	images, err := n.Images().List(ctx)
 	if err != nil {
 		return err

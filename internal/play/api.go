@@ -406,8 +406,9 @@ func (a *API) Delete(ctx context.Context) error {
 				failed = errors.Join(failed, fmt.Errorf("waiting for %s to be removed: %w", o.key(), err))
 			}
 		}
-		if len(left) == 0 || left[0].stage < runners && now[0].stage >= runners {
-			failed = errors.Join(failed, a.noPods(ctx))
+		// Where removing fails, pods needn't end.
+		if failed == nil && (len(left) == 0 || left[0].stage < runners && now[0].stage >= runners) {
+			failed = a.noPods(ctx)
 		}
 	}
 	if failed == nil {
@@ -456,6 +457,8 @@ func (a *API) gone(ctx context.Context, o *planned) error {
 
 // noPods waits until no pod of the play is left, and Watch has told so.
 func (a *API) noPods(ctx context.Context) error {
+	var late <-chan time.Time
+	killed := a.killed
 	for {
 		a.mu.Lock()
 		n, fewer := len(a.pods), a.fewer
@@ -466,6 +469,10 @@ func (a *API) noPods(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-killed:
+			late, killed = a.clock.After(patience), nil
+		case <-late:
+			return fmt.Errorf("%d pods are still there %s after they were killed", n, patience)
 		case <-fewer:
 		}
 	}
