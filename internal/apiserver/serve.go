@@ -10,8 +10,6 @@ import (
 	"net/http"
 	"sync"
 	"time"
-
-	"golang.org/x/net/http2"
 )
 
 const (
@@ -47,16 +45,11 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, certificate func(*tl
 			ClientAuth:     tls.RequestClientCert, // verified by authentication, whose authority may change
 			NextProtos:     []string{"h2", "http/1.1"},
 		},
-	}
-	err := http2.ConfigureServer(srv, &http2.Server{
-		MaxConcurrentStreams:         maxStreams,
-		IdleTimeout:                  idleTimeout,
-		MaxUploadBufferPerStream:     streamBuffer,
-		MaxUploadBufferPerConnection: streamBuffer * maxStreams,
-	})
-	if err != nil {
-		l.Close()
-		return fmt.Errorf("the API's listener %s: %w", l.Addr(), err)
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams:          maxStreams,
+			MaxReceiveBufferPerStream:     streamBuffer,
+			MaxReceiveBufferPerConnection: streamBuffer * maxStreams,
+		},
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- srv.ServeTLS(l, "", "") }()

@@ -7,12 +7,7 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"unipod.dev/unipod/internal/cri"
-	"unipod.dev/unipod/internal/engine"
-	"unipod.dev/unipod/internal/machine"
 	"unipod.dev/unipod/internal/shutdown"
-	"unipod.dev/unipod/internal/stats"
-	"unipod.dev/unipod/internal/upkeep"
 	"unipod.dev/unipod/internal/upkeep/eviction"
 	"unipod.dev/unipod/internal/upkeep/imagegc"
 )
@@ -105,23 +100,4 @@ func (f *upkeepFlags) periods() ([]shutdown.Period, error) {
 		periods = append(periods, shutdown.Period{Priority: int32(priority), Grace: grace})
 	}
 	return periods, nil
-}
-
-// newStats measures what an engine's pods use.
-func newStats(service cri.Service, e *engine.Engine, cfg engine.Config) (*stats.Provider, error) {
-	name, err := machine.Name()
-	if err != nil {
-		return nil, err
-	}
-	return stats.New(stats.Config{CRI: service, NodeName: name, PodsDir: cfg.Dir, LogDir: cfg.LogDir, Pods: e.Pods, Volumes: e.Usages}), nil
-}
-
-// newLimitKeeper keeps the limits of storage of an engine's pods, and nothing
-// of the node's: that is its node's business.
-func newLimitKeeper(service cri.Service, e *engine.Engine, cfg engine.Config) (*upkeep.Keeper, error) {
-	figures, err := newStats(service, e, cfg)
-	if err != nil {
-		return nil, err
-	}
-	return upkeep.New(upkeep.Config{CRI: service, Engine: e, Stats: figures, Images: imagegc.Policy{High: 100}})
 }

@@ -53,7 +53,9 @@ func TestMirroredEndpoints(t *testing.T) {
 	_, err := s.CoreV1().Services(s.ns).Create(s.ctx, &v1.Service{ObjectMeta: metav1.ObjectMeta{Name: "far"},
 		Spec: v1.ServiceSpec{Ports: []v1.ServicePort{{Port: 80}}}}, metav1.CreateOptions{})
 	s.must(err)
+	//lint:ignore SA1019 it is what is mirrored
 	_, err = s.CoreV1().Endpoints(s.ns).Create(s.ctx, &v1.Endpoints{ObjectMeta: metav1.ObjectMeta{Name: "far"},
+		//lint:ignore SA1019 it is what is mirrored
 		Subsets: []v1.EndpointSubset{{Addresses: []v1.EndpointAddress{{IP: "192.0.2.7"}}, Ports: []v1.EndpointPort{{Port: 80}}}}}, metav1.CreateOptions{})
 	s.must(err)
 	s.until("an EndpointSlice says the same", func() bool {

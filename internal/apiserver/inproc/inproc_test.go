@@ -57,7 +57,8 @@ func TestStream(t *testing.T) {
 	next, ended := make(chan string), make(chan error, 1)
 	c := carry(func(w http.ResponseWriter, req *http.Request) {
 		w.(http.Flusher).Flush()
-		gone := w.(http.CloseNotifier).CloseNotify() //nolint:staticcheck // upstream's handlers ask for it
+		//lint:ignore SA1019 upstream's handlers ask for it
+		gone := w.(http.CloseNotifier).CloseNotify()
 		for {
 			select {
 			case s := <-next:
