@@ -150,6 +150,17 @@ func (m *machine) do(args ...string) (int, string) {
 	return 0, string(out)
 }
 
+// answer is do with standard output alone.
+func (m *machine) answer(args ...string) string {
+	m.t.Helper()
+	out, err := m.command(args...).Output()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		m.t.Fatal(err)
+	}
+	return strings.TrimSpace(string(out))
+}
+
 // get runs a command that prints JSON into v.
 func (m *machine) get(v any, args ...string) error {
 	out, err := m.command(args...).Output()

@@ -54,20 +54,18 @@ func TestByKubectl(t *testing.T) {
 	m.runtime(writeImage(t, m.dir))
 	serve := m.start("serve", "--manifests", m.dir+"/manifests")
 	serve.contains("serving the Kubernetes API")
-	must := func(args ...string) string {
+	must := func(args ...string) {
 		t.Helper()
-		code, out := m.do(args...)
-		if code != 0 {
+		if code, out := m.do(args...); code != 0 {
 			t.Fatalf("%v: code %d\n%s", args, code, out)
 		}
-		return strings.TrimSpace(out)
 	}
 	// until asks again until the answer is what is wanted.
 	until := func(want string, args ...string) {
 		t.Helper()
 		for deadline := time.Now().Add(giveUp); ; time.Sleep(100 * time.Millisecond) {
-			_, out := m.do(args...)
-			if strings.TrimSpace(out) == want {
+			out := m.answer(args...)
+			if out == want {
 				return
 			}
 			if time.Now().After(deadline) {
@@ -82,7 +80,7 @@ func TestByKubectl(t *testing.T) {
 	// leaves the pod as it was.
 	must("debug", "debugged", "--image="+imageName, "--target=app", "-c", "look", "--", "sh", "-c", "cat /proc/1/comm; exit 3")
 	until("3", "get", "pod", "debugged", "-o", "jsonpath={.status.ephemeralContainerStatuses[0].state.terminated.exitCode}")
-	if out := must("logs", "debugged", "-c", "look"); out != "server" {
+	if out := m.answer("logs", "debugged", "-c", "look"); out != "server" {
 		t.Errorf("the ephemeral container saw %q", out)
 	}
 	until("Running 0", "get", "pod", "debugged", "-o", "jsonpath={.status.phase} {.status.containerStatuses[0].restartCount}")
@@ -98,7 +96,7 @@ func TestByKubectl(t *testing.T) {
 	must("patch", "pod", "resized", "--subresource=resize", "-p", `{"spec":{"containers":[{"name":"app","resources":{"requests":{"cpu":"200m"},"limits":{"cpu":"200m"}}}]}}`)
 	until("200m 1", "get", "pod", "resized", "-o", "jsonpath={.status.containerStatuses[0].resources.limits.cpu} {.status.containerStatuses[0].restartCount}")
 	// What was asked for and what was seen of it are the same generation.
-	generation := must("get", "pod", "resized", "-o", "jsonpath={.metadata.generation}")
+	generation := m.answer("get", "pod", "resized", "-o", "jsonpath={.metadata.generation}")
 	until(generation+" "+generation, "get", "pod", "resized", "-o", `jsonpath={.status.observedGeneration} {.status.conditions[?(@.type=="Ready")].observedGeneration}`)
 
 	// A readiness gate is opened by whoever owns its condition.
