@@ -23,6 +23,7 @@ import (
 
 	"unipod.dev/unipod/internal/cluster"
 	"unipod.dev/unipod/internal/engine"
+	"unipod.dev/unipod/internal/klogs"
 	"unipod.dev/unipod/internal/manifest"
 	"unipod.dev/unipod/internal/node"
 	"unipod.dev/unipod/internal/play"
@@ -130,6 +131,7 @@ func (g *global) play(cmd *cobra.Command, paths []string, f playFlags) error {
 	if !g.debug {
 		slog.SetDefault(slog.New(notOfPods{slog.Default().Handler()}))
 	}
+	klogs.Install(slog.Default())
 	for _, w := range set.Warnings {
 		screen.Say("warning: %s", w)
 	}

@@ -17,6 +17,7 @@ import (
 	"unipod.dev/unipod/internal/backup"
 	"unipod.dev/unipod/internal/cluster"
 	"unipod.dev/unipod/internal/engine"
+	"unipod.dev/unipod/internal/klogs"
 	"unipod.dev/unipod/internal/node"
 	"unipod.dev/unipod/internal/play"
 	"unipod.dev/unipod/internal/static"
@@ -125,6 +126,7 @@ func (g *global) serve(cmd *cobra.Command, f serveFlags) (err error) {
 		return err
 	}
 	g.logging(cmd.ErrOrStderr(), slog.LevelInfo) // a node's log is its face
+	klogs.Install(slog.Default())                // before anything logs by it
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
 	cfg := g.nodeConfig()

@@ -17,7 +17,6 @@ import (
 
 	"unipod.dev/unipod/internal/apiserver"
 	"unipod.dev/unipod/internal/controllers"
-	"unipod.dev/unipod/internal/klogs"
 	"unipod.dev/unipod/internal/pki"
 	"unipod.dev/unipod/internal/scheduler"
 	"unipod.dev/unipod/internal/store"
@@ -26,12 +25,12 @@ import (
 )
 
 // Start puts a cluster together and waits until it is ready. It ends with ctx,
-// and must be closed in any case.
+// and must be closed in any case. What upstream logs goes where klogs.Install
+// sends it; that is the caller's to do, before anything in the process logs.
 func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	klogs.Install(cfg.Log)
 	c := &Cluster{cfg: cfg, done: make(chan struct{})}
 	running, stop := context.WithCancelCause(ctx)
 	c.stop = stop
@@ -220,14 +219,22 @@ func (c *Cluster) startDeciders(ctx context.Context) error {
 			return fmt.Errorf("volumes of an earlier node: %w", err)
 		}
 	}
+	made := make(chan struct{})
 	c.group.Go(func() error {
 		return controllers.Run(ctx, controllers.Config{
 			Client: c.api.Loopback(), Informers: c.api.Informers(), RootCA: c.keys.CABundlePEM(),
 			SigningCert: cert, SigningKey: key, AccountKey: c.keys.ServiceAccountKey(),
 			Volumes: volumes, NodeName: c.cfg.NodeName, Log: c.cfg.Log,
+			Made: func() { close(made) },
 		})
 	})
 	c.group.Go(func() error {
+		// Both add indexers to informers they share, which only one may at a time.
+		select {
+		case <-made:
+		case <-ctx.Done():
+			return nil
+		}
 		return scheduler.Run(ctx, scheduler.Config{Client: c.api.Loopback(), Informers: c.api.Informers(), Log: c.cfg.Log})
 	})
 	return nil

@@ -47,6 +47,9 @@ type Config struct {
 	// Informers are shared with whoever else watches the API in this process.
 	// Run starts those it needs.
 	Informers informers.SharedInformerFactory
+	// Made, when set, is called once all controllers are made: from then on
+	// they add nothing to the informers.
+	Made func()
 
 	// RootCA is what pods verify the API by (PEM): every namespace's
 	// kube-root-ca.crt. When it changes, controllers have to be run anew.
@@ -156,6 +159,9 @@ func Run(ctx context.Context, cfg Config) error {
 	cfg.Informers.StartWithContext(ctx)
 	s.objects.Start(ctx.Done())
 	close(s.started)
+	if cfg.Made != nil {
+		cfg.Made()
+	}
 	s.synced(ctx)
 	for _, loop := range loops {
 		running.Go(loop)

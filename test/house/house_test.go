@@ -100,7 +100,7 @@ var house = map[string]rule{
 		"internal/klogs", "internal/agent", "internal/kubeletapi", "internal/stats", "internal/upkeep", "internal/shutdown", "internal/static", "internal/volume", "internal/sys", "internal/linger"}, "the one place where the upper half is put together"},
 	"internal/kubectl": {10, nil, "upstream's commands on the node's kubeconfig; knows nothing else of a node"},
 	"internal/backup":  {7, []string{"internal/pki", "internal/store"}, "one file out of keys and objects"},
-	"internal/cli": {11, []string{"internal/kubectl", "internal/backup", "internal/pki", "internal/store", "internal/volume", "internal/cluster", "internal/play", "internal/static", "internal/anatomy", "internal/bench", "internal/logview", "internal/progress", "internal/timeline",
+	"internal/cli": {11, []string{"internal/kubectl", "internal/klogs", "internal/backup", "internal/pki", "internal/store", "internal/volume", "internal/cluster", "internal/play", "internal/static", "internal/anatomy", "internal/bench", "internal/logview", "internal/progress", "internal/timeline",
 		"internal/node", "internal/machine", "internal/manifest", "internal/engine", "internal/image", "internal/cri", "internal/version", "internal/stats", "internal/upkeep", "internal/shutdown"}, "flags and tables; no decision of its own"},
 	"cmd/unipod": {12, []string{"internal/cli"}, "main and nothing else"},
 }
