@@ -2,6 +2,7 @@ package sys
 
 import (
 	"bufio"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"os"
@@ -28,9 +29,13 @@ func Trim() error {
 		return fmt.Errorf("trimming memory: %w", err)
 	}
 	defer f.Close()
+	relocated, err := isRelocated("/proc/self/exe")
+	if err != nil {
+		return fmt.Errorf("trimming memory: %w", err)
+	}
 	var failed error
 	for s := bufio.NewScanner(f); s.Scan(); {
-		start, end, ok := programPages(s.Text(), exe)
+		start, end, ok := programPages(s.Text(), exe, relocated)
 		if !ok {
 			continue
 		}
@@ -42,12 +47,29 @@ func Trim() error {
 	return failed
 }
 
+// isRelocated reports whether a program's read-only data may have been written
+// by its loader. Ours as it is built has no loader; built with cgo (for the
+// race detector) or to be position-independent it has one.
+func isRelocated(exe string) (bool, error) {
+	f, err := elf.Open(exe)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_DYNAMIC || p.Type == elf.PT_GNU_RELRO {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 // programPages reads a line of /proc/self/maps: pages of exe that nobody can
-// have written to, so that the file still holds what they do. The binary is
-// linked to fixed addresses: the linker leaves nothing to relocate in them.
-func programPages(line, exe string) (start, end uintptr, ok bool) {
+// have written to, so that the file still holds what they do: its code and,
+// unless a loader has relocated what is in them, its constants.
+func programPages(line, exe string, relocated bool) (start, end uintptr, ok bool) {
 	fields := strings.Fields(line)
-	if len(fields) < 6 || fields[5] != exe || fields[1] != "r-xp" && fields[1] != "r--p" {
+	if len(fields) < 6 || fields[5] != exe || fields[1] != "r-xp" && (fields[1] != "r--p" || relocated) {
 		return 0, 0, false
 	}
 	if _, err := fmt.Sscanf(fields[0], "%x-%x", &start, &end); err != nil || end <= start {

@@ -17,9 +17,28 @@ func TestProgramPages(t *testing.T) {
 		"": false,
 		"00400000-0452f000 r-xp 00000000 fe:00 1                  " + exe + "-old": false,
 	} {
-		start, end, ok := programPages(line, exe)
+		start, end, ok := programPages(line, exe, false)
 		if ok != want || ok && (start == 0 || end <= start) {
 			t.Errorf("%q: %#x %#x %v", line, start, end, ok)
+		}
+	}
+}
+
+// Constants that a loader has relocated are not in the file as they are in
+// memory.
+func TestRelocated(t *testing.T) {
+	for mode, want := range map[string]bool{"r-xp": true, "r--p": false} {
+		if _, _, ok := programPages("00400000-0452f000 "+mode+" 00000000 fe:00 1 /bin/unipod", "/bin/unipod", true); ok != want {
+			t.Errorf("%s: %t", mode, ok)
+		}
+	}
+	for _, program := range []string{"/bin/sh", "/proc/self/exe"} {
+		relocated, err := isRelocated(program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if program == "/bin/sh" && !relocated {
+			t.Error("/bin/sh has no loader")
 		}
 	}
 }
