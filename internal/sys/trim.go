@@ -2,9 +2,9 @@ package sys
 
 import (
 	"bufio"
-	"debug/elf"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime/debug"
 	"strings"
@@ -24,56 +24,43 @@ func Trim() error {
 	if err != nil {
 		return fmt.Errorf("trimming memory: %w", err)
 	}
-	f, err := os.Open("/proc/self/maps")
+	f, err := os.Open("/proc/self/smaps")
 	if err != nil {
 		return fmt.Errorf("trimming memory: %w", err)
 	}
 	defer f.Close()
-	relocated, err := isRelocated("/proc/self/exe")
-	if err != nil {
-		return fmt.Errorf("trimming memory: %w", err)
-	}
 	var failed error
-	for s := bufio.NewScanner(f); s.Scan(); {
-		start, end, ok := programPages(s.Text(), exe, relocated)
-		if !ok {
-			continue
-		}
-		pages := unsafe.Slice((*byte)(unsafe.Add(nil, start)), end-start)
+	for _, m := range programPages(f, exe) {
+		pages := unsafe.Slice((*byte)(unsafe.Add(nil, m.start)), m.end-m.start)
 		if err := unix.Madvise(pages, unix.MADV_DONTNEED); err != nil {
-			failed = errors.Join(failed, fmt.Errorf("trimming memory at %#x: %w", start, err))
+			failed = errors.Join(failed, fmt.Errorf("trimming memory at %#x: %w", m.start, err))
 		}
 	}
 	return failed
 }
 
-// isRelocated reports whether a program's read-only data may have been written
-// by its loader. Ours as it is built has no loader; built with cgo (for the
-// race detector) or to be position-independent it has one.
-func isRelocated(exe string) (bool, error) {
-	f, err := elf.Open(exe)
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
-	for _, p := range f.Progs {
-		if p.Type == elf.PT_DYNAMIC || p.Type == elf.PT_GNU_RELRO {
-			return true, nil
+type mapping struct{ start, end uintptr }
+
+// programPages reads a process's smaps: what is mapped of exe and is as it is
+// in the file. A mapping with a page of its own, such as one that the dynamic
+// linker relocated before it was made read-only, would lose that page.
+func programPages(smaps io.Reader, exe string) (all []mapping) {
+	var now mapping
+	ours := false
+	for s := bufio.NewScanner(smaps); s.Scan(); {
+		fields := strings.Fields(s.Text())
+		switch {
+		case len(fields) < 2:
+		case !strings.HasSuffix(fields[0], ":"): // a mapping's first line
+			now, ours = mapping{}, false
+			if len(fields) < 6 || fields[5] != exe || fields[1] != "r-xp" && fields[1] != "r--p" {
+				continue
+			}
+			_, err := fmt.Sscanf(fields[0], "%x-%x", &now.start, &now.end)
+			ours = err == nil && now.end > now.start
+		case ours && fields[0] == "Anonymous:" && fields[1] == "0":
+			all = append(all, now)
 		}
 	}
-	return false, nil
-}
-
-// programPages reads a line of /proc/self/maps: pages of exe that nobody can
-// have written to, so that the file still holds what they do: its code and,
-// unless a loader has relocated what is in them, its constants.
-func programPages(line, exe string, relocated bool) (start, end uintptr, ok bool) {
-	fields := strings.Fields(line)
-	if len(fields) < 6 || fields[5] != exe || fields[1] != "r-xp" && (fields[1] != "r--p" || relocated) {
-		return 0, 0, false
-	}
-	if _, err := fmt.Sscanf(fields[0], "%x-%x", &start, &end); err != nil || end <= start {
-		return 0, 0, false
-	}
-	return start, end, true
+	return all
 }
