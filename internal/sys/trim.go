@@ -24,6 +24,7 @@ func Trim() error {
 	if err != nil {
 		return fmt.Errorf("trimming memory: %w", err)
 	}
+	exe = strings.TrimSuffix(exe, " (deleted)") // an upgrade replaced the file, not the program
 	f, err := os.Open("/proc/self/smaps")
 	if err != nil {
 		return fmt.Errorf("trimming memory: %w", err)
