@@ -76,7 +76,7 @@ soak: build
 # The engine and every scenario on a runtime that isn't ours.
 test-containerd: build
 	@scripts/deps.sh test containerd
-	UNIPOD_SCENARIO_RUNTIME=containerd CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -count=1 -timeout 10m $(if $(SUDO),-exec 'sudo -E') -run 'TestContainerd|TestScenarios|TestNodeKilled' ./internal/engine ./test/scenario
+	UNIPOD_SCENARIO_RUNTIME=containerd CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -count=1 -timeout 10m $(if $(SUDO),-exec 'sudo -E') -run 'TestContainerd|TestScenarios|TestNodeKilled|TestByKubectl' ./internal/engine ./test/scenario
 
 # Every verb of kubectl against a node: unipod's own commands, kubectl built from the
 # module, and the one on PATH.
