@@ -36,8 +36,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DefaultRoot is the parent of pods that name none.
-const DefaultRoot = "/unipod"
+// DefaultRoot and DefaultSlice are the parents of pods that name none, with
+// cgroupfs and with systemd: the same place.
+const (
+	DefaultRoot  = "/unipod"
+	DefaultSlice = "unipod.slice"
+)
 
 // pauseLeaf is the group of a pod's own process in the cgroup2 hierarchy,
 // where a group with controllers for its children may hold no process.
@@ -49,7 +53,7 @@ type Config struct {
 	// PID 1 and cgroup v2 is in use, as kubeadm's default does.
 	Driver string
 	// Root is the parent of pods that name no cgroup_parent: a path with
-	// cgroupfs ("" = DefaultRoot), a slice with systemd ("" = "system.slice").
+	// cgroupfs ("" = DefaultRoot), a slice with systemd ("" = DefaultSlice).
 	Root string
 }
 
@@ -113,7 +117,7 @@ func (h *Hierarchy) configure() error {
 			return fmt.Errorf("cgroup driver systemd needs cgroup v2, use cgroupfs on v1: %w", errdefs.ErrFailedPrecondition)
 		}
 		if h.root == "" {
-			h.root = "system.slice"
+			h.root = DefaultSlice
 		}
 		_, err = expandSlice(h.root)
 	} else {

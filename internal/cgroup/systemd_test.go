@@ -92,6 +92,13 @@ func TestSlices(t *testing.T) {
 	if g, err := h.Pod("", "abc"); err != nil || g.Path() != "/system.slice/cri-unipod-abc.scope" {
 		t.Errorf("%v, %v", g, err)
 	}
+	// The engine's pods are ours to limit, a kubelet's aren't.
+	ours := &Hierarchy{version: 2, driver: DriverSystemd, root: DefaultSlice, unified: tree{dir: mountpoint}}
+	for parent, want := range map[string]bool{"unipod-besteffort-pod1.slice": true, "": true, "kubepods-besteffort-pod1.slice": false, "unipodder.slice": false} {
+		if g, err := ours.Pod(parent, "abc"); err != nil || g.Ours() != want {
+			t.Errorf("parent %q: ours is not %v (%v)", parent, want, err)
+		}
+	}
 	for _, parent := range []string{"/kubepods/pod1", "kubepods", "a/b.slice", "a--b.slice", ".slice"} {
 		if _, err := h.Pod(parent, "abc"); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("parent %q: %v, want invalid argument", parent, err)
