@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 )
@@ -14,14 +15,17 @@ import (
 // object reads an object of the API until it is as it should be.
 func object[T any](t *testing.T, n *node, so func(*T) bool, args ...string) *T {
 	t.Helper()
-	for {
-		code, out := n.do(append([]string{"get", "-o", "json"}, args...)...)
+	var last []byte
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); pause() {
+		// Only what was asked for: a client's warnings are on standard error.
+		out, err := n.command(append([]string{"get", "-o", "json"}, args...)...).Output()
 		var v T
-		if code == 0 && json.Unmarshal([]byte(out), &v) == nil && so(&v) {
+		if last = out; err == nil && json.Unmarshal(out, &v) == nil && so(&v) {
 			return &v
 		}
-		pause()
 	}
+	t.Fatalf("%v never is as it should be:\n%s", args, last)
+	return nil
 }
 
 // TestPressure: a node that is short of memory ends a pod that promised
