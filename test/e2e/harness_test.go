@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -64,6 +65,10 @@ func isolated() int {
 	}
 	return 0
 }
+
+// raceNote is what kubectl's code says on standard error of a program that was
+// built with the race detector.
+var raceNote = regexp.MustCompile(`(?m)^I\d{4} .*\] Data race detection enabled\n`)
 
 // imageName is the image that every test's pods run.
 const imageName = "localhost/unipod-demo:1"
@@ -120,6 +125,7 @@ func (n *node) do(args ...string) (int, string) {
 	if err != nil && !errors.As(err, &exit) {
 		n.t.Fatal(err)
 	}
+	out = raceNote.ReplaceAll(out, nil)
 	if exit != nil {
 		return exit.ExitCode(), string(out)
 	}

@@ -27,11 +27,12 @@ prepare:
 
 worker:
   started
-  killing
-  exited with code 137
+  ? killing
+  ? exited with code 137
   ? waiting: RestartingAllContainers: The container is removed because RestartAllContainers in place
   started again (restart 1)
   completed
+  ? killing
 
 watcher:
   started
