@@ -73,10 +73,8 @@ func TestDemo(t *testing.T) {
 	if code := play.code(); code != 130 {
 		t.Errorf("play ended with code %d", code)
 	}
-	// The sidecar outlives the web server.
-	if said := play.printed(); strings.Index(said, "demo/web     · exited") > strings.Index(said, "demo/clock   · exited") {
-		t.Error("the sidecar ended first")
-	}
+	// That a sidecar ends last is in the logs of test/scenario's; here both ends
+	// may come in one status, in any order.
 	if left := groupsOf(t, pod.UID); len(left) > 0 {
 		t.Errorf("control groups are left: %q", left)
 	}
