@@ -131,15 +131,16 @@ func (c *Config) complete() (err error) {
 
 // Cluster is what runs. Make one with [Start].
 type Cluster struct {
-	cfg    Config
-	keys   *pki.Authority
-	store  *store.Store
-	api    *apiserver.Server
-	client kubernetes.Interface
-	engine *engine.Engine
-	usage  usage
-	server string // the API's URL
-	admin  *pki.Certificate
+	cfg      Config
+	keys     *pki.Authority
+	store    *store.Store
+	api      *apiserver.Server
+	client   kubernetes.Interface
+	engine   *engine.Engine
+	usage    usage
+	kubelets *kubelets
+	server   string // the API's URL
+	admin    *pki.Certificate
 
 	stop  context.CancelCauseFunc
 	group *errgroup.Group

@@ -10,15 +10,9 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
-	"strconv"
-	"sync/atomic"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/kubernetes/pkg/kubelet/client"
-	metrics "k8s.io/metrics/pkg/apis/metrics/v1beta1"
 
 	"unipod.dev/unipod/internal/agent"
 	"unipod.dev/unipod/internal/agent/objects"
@@ -99,7 +93,9 @@ func (c *Cluster) startNode(ctx context.Context, listener net.Listener) (ready <
 	if err != nil {
 		return nil, err
 	}
-	c.usage.set(stats.NewUsage(figures, object.Node))
+	c.usage.set(stats.NewUsage(figures, object.Node), &summaries{
+		own: cfg.NodeName, nodes: shared.Core().V1().Nodes().Lister(), pods: shared.Core().V1().Pods().Lister(), kubelets: c.kubelets, log: cfg.Log,
+	})
 	a, err = agent.New(agent.Config{
 		Client: c.client, Informers: shared, NodeName: cfg.NodeName, Engine: c.engine, Objects: sources, Node: object,
 		StaticLoaded: cfg.StaticLoaded, Keep: cfg.Keep, Clock: cfg.Clock, Log: cfg.Log,
@@ -156,28 +152,6 @@ func (c *Cluster) engineConfig(api *objects.Source) (e engine.Config, err error)
 	return e, nil
 }
 
-// usage is metrics.k8s.io's source: the API is there before the node that is
-// measured.
-type usage struct{ now atomic.Pointer[stats.Usage] }
-
-var errNoNode = apierrors.NewServiceUnavailable("the node isn't measured yet")
-
-func (u *usage) set(to *stats.Usage) { u.now.Store(to) }
-
-func (u *usage) NodeMetrics(ctx context.Context) ([]metrics.NodeMetrics, error) {
-	if source := u.now.Load(); source != nil {
-		return source.NodeMetrics(ctx)
-	}
-	return nil, errNoNode
-}
-
-func (u *usage) PodMetrics(ctx context.Context, namespace string) ([]metrics.PodMetrics, error) {
-	if source := u.now.Load(); source != nil {
-		return source.PodMetrics(ctx, namespace)
-	}
-	return nil, errNoNode
-}
-
 // poke has the Node object looked at when what it tells has changed.
 func poke(ctx context.Context, object *register.Node, changed <-chan struct{}) error {
 	for {
@@ -219,39 +193,4 @@ func serveKubelet(ctx context.Context, handler http.Handler, cert *pki.Certifica
 		err = errors.Join(err, serr)
 	}
 	return err
-}
-
-// kubelets tells the API where the node's kubelet is: this process.
-type kubelets struct {
-	node string
-	info client.ConnectionInfo
-}
-
-// anyHost is an address for documentation (RFC 5737): the transport dials
-// where kubelet listens, whatever it is asked for, and upstream's node proxy
-// refuses to be asked for a loopback address.
-const anyHost = "192.0.2.1"
-
-func newKubelets(keys *pki.Authority, node string, at netip.AddrPort) *kubelets {
-	cert := keys.KubeletClient()
-	transport := &http.Transport{
-		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, network, at.String())
-		},
-		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: keys.CAPool(), ServerName: node, GetClientCertificate: cert.GetClientCertificate},
-		MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute,
-	}
-	return &kubelets{node, client.ConnectionInfo{
-		Scheme: "https", Hostname: anyHost, Port: strconv.Itoa(int(at.Port())),
-		Transport: transport, InsecureSkipTLSVerifyTransport: transport,
-	}}
-}
-
-// GetConnectionInfo implements client.ConnectionInfoGetter.
-func (k *kubelets) GetConnectionInfo(_ context.Context, node types.NodeName) (*client.ConnectionInfo, error) {
-	if string(node) != k.node {
-		return nil, apierrors.NewNotFound(v1.Resource("nodes"), string(node))
-	}
-	info := k.info
-	return &info, nil
 }

@@ -13,7 +13,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/kubernetes/pkg/kubelet/client"
 
 	"unipod.dev/unipod/internal/apiserver"
 	"unipod.dev/unipod/internal/controllers"
@@ -175,9 +178,16 @@ func (c *Cluster) startAPI(ctx context.Context, listeners []net.Listener, kubele
 			break
 		}
 	}
+	c.kubelets, err = newKubelets(c.keys, c.cfg.NodeName, kubelet, client.NodeGetterFunc(func(ctx context.Context, name string, o metav1.GetOptions) (*v1.Node, error) {
+		return c.client.CoreV1().Nodes().Get(ctx, name, o) // nobody asks before it is there
+	}))
+	if err != nil {
+		shut(listeners)
+		return err
+	}
 	c.api, err = apiserver.New(ctx, apiserver.Config{
 		Store: c.store, PKI: c.keys, Advertise: advertise, ServiceCIDRs: c.cfg.Services,
-		Kubelet: newKubelets(c.keys, c.cfg.NodeName, kubelet), Metrics: &c.usage,
+		Kubelet: c.kubelets, Metrics: &c.usage,
 		AuditPolicy: c.cfg.AuditPolicy, AuditLog: c.cfg.AuditLog, Log: c.cfg.Log,
 	})
 	if err != nil {

@@ -77,14 +77,21 @@ func (u *Usage) NodeMetrics(ctx context.Context) ([]metricsapi.NodeMetrics, erro
 	if err != nil {
 		return nil, err
 	}
-	usage, at, ok := used(s.Node.CPU, s.Node.Memory)
+	m, ok := NodeMetrics(node, s)
 	if !ok {
 		return nil, nil
 	}
-	return []metricsapi.NodeMetrics{{
+	return []metricsapi.NodeMetrics{m}, nil
+}
+
+// NodeMetrics are a node's, by a kubelet's summary of it; ok is false where it
+// lacks them.
+func NodeMetrics(node *v1.Node, s *statsapi.Summary) (m metricsapi.NodeMetrics, ok bool) {
+	usage, at, ok := used(s.Node.CPU, s.Node.Memory)
+	return metricsapi.NodeMetrics{
 		ObjectMeta: metav1.ObjectMeta{Name: node.Name, Labels: labels.Set(node.Labels), CreationTimestamp: at},
 		Timestamp:  at, Window: metav1.Duration{Duration: rateTime}, Usage: usage,
-	}}, nil
+	}, ok
 }
 
 // PodMetrics are those of a namespace's running pods, "" for all. A pod one of
@@ -104,14 +111,16 @@ func (u *Usage) PodMetrics(ctx context.Context, namespace string) ([]metricsapi.
 		if pod == nil || namespace != "" && pod.Namespace != namespace {
 			continue
 		}
-		if m, ok := podMetrics(pod, &s.Pods[i]); ok {
+		if m, ok := PodMetrics(pod, &s.Pods[i]); ok {
 			all = append(all, m)
 		}
 	}
 	return all, nil
 }
 
-func podMetrics(pod *v1.Pod, figures *statsapi.PodStats) (m metricsapi.PodMetrics, ok bool) {
+// PodMetrics are a pod's, by a kubelet's figures of it; ok is false unless all
+// its containers are measured.
+func PodMetrics(pod *v1.Pod, figures *statsapi.PodStats) (m metricsapi.PodMetrics, ok bool) {
 	m.ObjectMeta = metav1.ObjectMeta{Name: pod.Name, Namespace: pod.Namespace, Labels: labels.Set(pod.Labels)}
 	m.Window = metav1.Duration{Duration: rateTime}
 	for _, c := range figures.Containers {

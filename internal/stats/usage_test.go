@@ -19,7 +19,7 @@ func TestPodMetrics(t *testing.T) {
 		}
 	}
 	figures := &statsapi.PodStats{Containers: []statsapi.ContainerStats{container("a", ptr.To[uint64](250e6), ptr.To[uint64](32<<20))}}
-	m, ok := podMetrics(pod, figures)
+	m, ok := PodMetrics(pod, figures)
 	if !ok || m.Name != "p" || m.Namespace != "n" || m.Labels["app"] != "a" || !m.Timestamp.Equal(&at) || len(m.Containers) != 1 {
 		t.Fatalf("%v %+v", ok, m)
 	}
@@ -28,10 +28,10 @@ func TestPodMetrics(t *testing.T) {
 	}
 	// A pod is told of whole or not at all.
 	figures.Containers = append(figures.Containers, container("b", nil, ptr.To[uint64](1)))
-	if _, ok := podMetrics(pod, figures); ok {
+	if _, ok := PodMetrics(pod, figures); ok {
 		t.Error("half a pod")
 	}
-	if _, ok := podMetrics(pod, &statsapi.PodStats{}); ok {
+	if _, ok := PodMetrics(pod, &statsapi.PodStats{}); ok {
 		t.Error("an empty pod")
 	}
 }

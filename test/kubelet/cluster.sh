@@ -34,6 +34,7 @@ address: $address
 failSwapOn: false
 oomScoreAdj: 0
 maxOpenFiles: 10000
+serverTLSBootstrap: true
 volumePluginDir: $work/plugins
 evictionHard: {nodefs.available: "1%", imagefs.available: "1%"}
 featureGates: {PodAndContainerStatsFromCRI: true}
@@ -45,6 +46,10 @@ sed -n 's/ *certificate-authority-data: //p' "$kubeconfig" | base64 -d >"$work/a
 kubelet=$!
 await 'the node joins' ' Ready ' 60 api get node second
 check 'what it runs on' '^unipod://' "$(api get node second -o jsonpath='{.status.nodeInfo.containerRuntimeVersion}')"
+
+# The API trusts a kubelet whose serving certificate is of the cluster's authority.
+await 'a request for a certificate' 'kubelet-serving' 60 api get csr
+api get csr -o name | xargs "$unipod" --root "$work/api-root" --run "$work/api-run" certificate approve >/dev/null
 
 cat >"$work/web.yaml" <<YAML
 apiVersion: v1
@@ -93,6 +98,21 @@ for ip in $(api get pods -l app=web -o 'jsonpath={.items[*].status.podIP}'); do
 done
 await 'a job on the kubelet' '^1$' 60 api get job once -o 'jsonpath={.status.succeeded}'
 await 'events of the kubelet' 'Started' 30 api get events --field-selector source=kubelet,reason=Started
+
+# What goes through the API to the kubelet of the other node.
+there=$(api get pods -l app=web --field-selector spec.nodeName=second -o 'jsonpath={.items[0].metadata.name}')
+job=$(api get pods -l job-name=once -o 'jsonpath={.items[0].metadata.name}')
+await 'logs of the other node' '^default$' 30 api logs "$job"
+check 'exec on the other node' '^hello$' "$(api exec "$there" -- cat /settings/greeting)"
+code=0
+api exec "$there" -- sh -c 'exit 7' 2>/dev/null || code=$?
+check 'its exit code' '^7$' $code
+api port-forward "$there" 18080:8080 >"$work/forward.log" 2>&1 &
+forward=$!
+await 'port-forward to the other node' '^hello$' 30 curl -sS http://127.0.0.1:18080/
+kill $forward
+await 'top of both nodes' '^second +[0-9]+m' 60 api top nodes
+await 'top of a pod there' "^$there +[0-9]+m" 60 api top pods -l app=web
 
 # A new configuration and a new version reach the kubelet's pods.
 api patch configmap settings -p '{"data":{"greeting":"good evening"}}' >/dev/null
