@@ -142,7 +142,7 @@ func (a *Agent) Run(ctx context.Context) error {
 // feed gives the engine the pods of the API.
 func (a *Agent) feed(ctx context.Context) error {
 	// A pod's environment shows services, and its admission needs the node.
-	if !cache.WaitForCacheSync(ctx.Done(), a.cfg.Objects.HasSynced) {
+	if !cache.WaitFor(ctx, "", a.cfg.Objects.Synced()) {
 		return nil // ctx has ended
 	}
 	select {
@@ -169,7 +169,7 @@ func (a *Agent) feed(ctx context.Context) error {
 			a.log.Warn("leaving the pods' watch", "err", err)
 		}
 	}()
-	if !cache.WaitForCacheSync(ctx.Done(), handle.HasSynced) {
+	if !cache.WaitFor(ctx, "", handle.HasSyncedChecker()) {
 		return nil
 	}
 	close(a.ready)

@@ -20,6 +20,7 @@ import (
 	"strings"
 	"syscall"
 
+	"early.unipod.dev/heap"
 	"github.com/spf13/cobra"
 
 	"unipod.dev/unipod/internal/kubectl"
@@ -120,6 +121,9 @@ kubectl's commands kubectl's.`,
 		Args:          cobra.NoArgs,
 		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
 			g.logging(cmd.ErrOrStderr(), slog.LevelWarn)
+			if name := cmd.Name(); name != "serve" && name != "play" { // those have yet to start
+				heap.Started()
+			}
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"early.unipod.dev/heap"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -147,6 +148,7 @@ func (g *global) serve(cmd *cobra.Command, f serveFlags) (err error) {
 		slog.Info("serving the CRI", "socket", "unix://"+filepath.Join(n.Run(), node.SocketName))
 	}
 	if f.only == "cri" {
+		heap.Started()
 		tellSystemd(daemon.SdNotifyReady)
 		<-ctx.Done()
 		tellSystemd(daemon.SdNotifyStopping)

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"early.unipod.dev/heap"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
@@ -82,6 +83,7 @@ func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 	if err := c.writeKubeconfigs(); err != nil {
 		return nil, err
 	}
+	heap.Started()
 	c.group.Go(func() error {
 		return c.keys.Run(running, func() {
 			if err := c.writeKubeconfigs(); err != nil {

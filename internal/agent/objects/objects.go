@@ -51,7 +51,7 @@ type Config struct {
 type Source struct {
 	cfg      Config
 	services listers.ServiceLister
-	synced   func() bool
+	synced   cache.DoneChecker
 
 	mu      sync.Mutex
 	watched map[key]*watched
@@ -74,14 +74,14 @@ func New(cfg Config) *Source {
 	services := cfg.Informers.Core().V1().Services()
 	cfg.Informers.Core().V1().PersistentVolumeClaims().Informer() // to be started with the others
 	return &Source{
-		cfg: cfg, services: services.Lister(), synced: services.Informer().HasSynced,
+		cfg: cfg, services: services.Lister(), synced: services.Informer().HasSyncedChecker(),
 		watched: map[key]*watched{}, pods: map[types.UID]map[key]bool{},
 		tokens: tokens{cfg: cfg, cache: map[tokenKey]token{}},
 	}
 }
 
-// HasSynced tells whether the services are known.
-func (s *Source) HasSynced() bool { return s.synced() }
+// Synced tells when the services are known.
+func (s *Source) Synced() cache.DoneChecker { return s.synced }
 
 // Run keeps the watches of registered pods going until ctx ends. changed is
 // told of namespaces in which a watched object has changed or a claim was bound,
