@@ -7,12 +7,14 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
 	"k8s.io/utils/clock"
 
 	"unipod.dev/unipod/internal/pki"
@@ -104,6 +106,70 @@ func TestRestart(t *testing.T) {
 		_, err := k.CoreV1().Services("default").Create(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: what}, Spec: spec}, metav1.CreateOptions{})
 		mustContain(t, err, "allocated")
 	}
+}
+
+// A start makes what is missing of the default roles and bindings, adds what
+// was taken from them, and leaves alone what is protected; whose the fields
+// are stays written.
+func TestRolesAreMended(t *testing.T) {
+	dir := t.TempDir()
+	s, _, end := life(t, dir)
+	ctx, rbac := t.Context(), clients(t, s.Loopback()).RbacV1()
+	made := func() {
+		eventually(t, "the default roles", func() error {
+			select {
+			case <-s.rolesMade:
+				return nil
+			default:
+				return errNotYet("default role")
+			}
+		})
+	}
+	made()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	without := func(name, protect string) {
+		role, err := rbac.ClusterRoles().Get(ctx, name, metav1.GetOptions{})
+		must(err)
+		role.Rules, role.Labels["of"] = role.Rules[1:], "somebody"
+		role.Annotations["rbac.authorization.kubernetes.io/autoupdate"] = protect
+		_, err = rbac.ClusterRoles().Update(ctx, role, metav1.UpdateOptions{FieldManager: "somebody"})
+		must(err)
+	}
+	without("system:node", "true")
+	without("system:node-proxier", "false")
+	must(rbac.ClusterRoles().Delete(ctx, "view", metav1.DeleteOptions{}))
+	must(rbac.ClusterRoleBindings().Delete(ctx, "cluster-admin", metav1.DeleteOptions{}))
+	must(rbac.Roles("kube-system").Delete(ctx, "extension-apiserver-authentication-reader", metav1.DeleteOptions{}))
+	must(rbac.RoleBindings("kube-system").Delete(ctx, "system:controller:token-cleaner", metav1.DeleteOptions{}))
+	end()
+
+	s, _, end = life(t, dir)
+	defer end()
+	rbac = clients(t, s.Loopback()).RbacV1()
+	made()
+	for name, rules := range map[string]int{"system:node": len(bootstrappolicy.NodeRules()), "system:node-proxier": -1} {
+		role, err := rbac.ClusterRoles().Get(ctx, name, metav1.GetOptions{})
+		must(err)
+		if mended := len(role.Rules) == rules; mended != (rules > 0) {
+			t.Errorf("%s: %d rules, want %d (-1: what was left of it)", name, len(role.Rules), rules)
+		}
+		if !slices.ContainsFunc(role.ManagedFields, func(f metav1.ManagedFieldsEntry) bool { return f.Manager == "somebody" }) {
+			t.Errorf("%s: nobody knows any more who changed it: %v", name, role.ManagedFields)
+		}
+	}
+	_, err := rbac.ClusterRoles().Get(ctx, "view", metav1.GetOptions{})
+	must(err)
+	_, err = rbac.ClusterRoleBindings().Get(ctx, "cluster-admin", metav1.GetOptions{})
+	must(err)
+	_, err = rbac.Roles("kube-system").Get(ctx, "extension-apiserver-authentication-reader", metav1.GetOptions{})
+	must(err)
+	_, err = rbac.RoleBindings("kube-system").Get(ctx, "system:controller:token-cleaner", metav1.GetOptions{})
+	must(err)
 }
 
 // BenchmarkStart is of a restart: from the store opened to ready. The goal of
