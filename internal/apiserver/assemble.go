@@ -41,7 +41,7 @@ const KubernetesVersion = "v1.37.2"
 
 // assemble makes the server's parts, in the order in which they need each
 // other. Nothing of it talks to the API yet.
-func (s *Server) assemble(c Config) (*core, error) {
+func (s *Server) assemble(c Config) error {
 	config := genericapiserver.NewConfig(legacyscheme.Codecs)
 	config.EffectiveVersion = release{compatibility.DefaultBuildEffectiveVersion()}
 	config.LoopbackClientConfig = s.loopback
@@ -59,41 +59,41 @@ func (s *Server) assemble(c Config) (*core, error) {
 	config.MergedResourceConfig = resources
 	s.config = config
 	if err := s.audit(c); err != nil {
-		return nil, err
+		return err
 	}
 
 	factory, err := newStorageFactory(resources, config.EffectiveVersion)
 	if err != nil {
-		return nil, fmt.Errorf("how objects are stored: %w", err)
+		return fmt.Errorf("how objects are stored: %w", err)
 	}
 	transformer, err := c.PKI.Transformer()
 	if err != nil {
-		return nil, fmt.Errorf("encryption of Secrets: %w", err)
+		return fmt.Errorf("encryption of Secrets: %w", err)
 	}
 	options := &restOptions{decorator: c.Store.Decorator(), factory: factory, encrypted: map[schema.GroupResource]value.Transformer{{Resource: "secrets"}: transformer}}
 	config.RESTOptionsGetter = options
 
 	clientset, err := kubernetes.NewForConfig(s.loopback)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	s.client = clientset
 	s.shared = informers.NewSharedInformerFactoryWithOptions(clientset, resync, informers.WithTransform(trim))
 
 	keys, err := accountKeys(c.PKI)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if config.Authentication, err = authentication(s.stopping, c.PKI, keys, clientset, s.shared); err != nil {
-		return nil, err
+		return err
 	}
 	if config.Authorization.Authorizer, config.RuleResolver, err = authorization(s.shared); err != nil {
-		return nil, err
+		return err
 	}
 	transport := proxyTransport()
 	slices, err := proxy.NewEndpointSliceIndexerGetter(s.shared.Discovery().V1().EndpointSlices())
 	if err != nil {
-		return nil, fmt.Errorf("the informer of EndpointSlices: %w", err)
+		return fmt.Errorf("the informer of EndpointSlices: %w", err)
 	}
 	resolver := serviceResolver{s.shared.Core().V1().Services().Lister(), slices}
 	s.admitter = newAdmitter()
@@ -101,36 +101,35 @@ func (s *Server) assemble(c Config) (*core, error) {
 
 	missing := genericapiserver.NewEmptyDelegateWithCustomHandler(http.NotFoundHandler())
 	if s.crds, err = customResources(*config, options, resolver, missing); err != nil {
-		return nil, err
+		return err
 	}
 	s.admission = &admissionParts{config: config, resources: resources, shared: s.shared, client: clientset, resolver: resolver, transport: transport,
 		crds: s.crds.Informers.Apiextensions().V1().CustomResourceDefinitions().Informer(), stop: s.stopping.Done()}
 	s.admission.informers()
 	if s.generic, err = config.Complete(s.shared).New("unipod", s.crds.GenericAPIServer); err != nil {
-		return nil, err
+		return err
 	}
 	definitions := s.crds.Informers.Apiextensions().V1().CustomResourceDefinitions()
 	custom := &customGroups{crds: definitions.Lister(), groups: s.generic.DiscoveryGroupManager}
 	if err := custom.watch(definitions.Informer()); err != nil {
-		return nil, fmt.Errorf("custom resources: %w", err)
+		return fmt.Errorf("custom resources: %w", err)
 	}
 	tokens, err := serviceaccount.JWTTokenGenerator(Issuer, c.PKI.ServiceAccountKey())
 	if err != nil {
-		return nil, fmt.Errorf("the key of service account tokens: %w", err)
+		return fmt.Errorf("the key of service account tokens: %w", err)
 	}
 	metadata, err := serviceaccount.NewOpenIDMetadataProvider(Issuer, "", config.ExternalAddress, keys)
 	if err != nil {
-		return nil, fmt.Errorf("the issuer's description: %w", err)
+		return fmt.Errorf("the issuer's description: %w", err)
 	}
 	routes.NewOpenIDMetadataServer(metadata).Install(s.generic.Handler.GoRestfulContainer)
 
-	allocators, err := newServiceAllocators(c.ServiceCIDRs, c.NodePorts)
-	if err != nil {
-		return nil, err
+	if s.allocators, err = newServiceAllocators(s.stopping, clientset, s.shared, c.ServiceCIDRs, c.NodePorts); err != nil {
+		return err
 	}
 	group := &core{config: config, resources: resources, factory: factory, client: clientset, tokens: tokens,
-		allocators: allocators, slices: slices, kubelet: c.Kubelet, proxy: transport}
-	return group, s.installGroups(c, group, clientset)
+		allocators: s.allocators, slices: slices, kubelet: c.Kubelet, proxy: transport}
+	return s.installGroups(c, group, clientset)
 }
 
 func (s *Server) installGroups(c Config, group *core, clientset *kubernetes.Clientset) error {

@@ -27,9 +27,10 @@ const (
 
 var systemNamespaces = []string{metav1.NamespaceDefault, metav1.NamespaceSystem, metav1.NamespacePublic, corev1.NamespaceNodeLease}
 
-// firstObjects makes what everything else is made in: the system namespaces,
-// and the priority classes of system pods. What is there is left alone.
-func (s *Server) firstObjects() error {
+// firstObjects makes what everything else is made in or of: the system
+// namespaces, the priority classes of system pods, and the range of Services'
+// addresses. What is there is left alone.
+func (s *Server) firstObjects(c Config) error {
 	ctx := context.WithValue(s.stopping, startingKey{}, true)
 	var group errgroup.Group
 	namespaces := s.shared.Core().V1().Namespaces().Lister()
@@ -53,6 +54,7 @@ func (s *Server) firstObjects() error {
 			return existsIsFine(err, "priority class", class.Name)
 		})
 	}
+	group.Go(func() error { return s.makeServiceRange(ctx, c.ServiceCIDRs) })
 	return group.Wait()
 }
 

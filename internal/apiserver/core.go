@@ -41,12 +41,10 @@ type core struct {
 	slices     proxy.EndpointSliceGetter
 	kubelet    client.ConnectionInfoGetter
 	proxy      http.RoundTripper
-
-	services rest.Lister // after group
 }
 
-// group is core/v1. Upstream's own constructor is not usable: its allocators
-// live in etcd.
+// group is core/v1. Upstream's own constructor is not usable: its allocator of
+// ports lives in etcd.
 func (c *core) group() (*genericapiserver.APIGroupInfo, error) {
 	getter := c.config.RESTOptionsGetter
 	generic := corerest.GenericConfig{
@@ -128,7 +126,6 @@ func (c *core) nodesAndPods(storage map[string]rest.Storage) error {
 		return err
 	}
 	storage["services"], storage["services/status"], storage["services/proxy"] = services, serviceStatus, serviceProxy
-	c.services = services
 
 	secrets, ok := storage["secrets"].(rest.Getter)
 	if !ok {

@@ -36,17 +36,12 @@ import (
 )
 
 // servedResources are upstream's defaults, less what only a cluster of several
-// API servers has a use for: priority and fairness, storage migration, and the
-// objects by which API servers agree on Services' addresses.
+// API servers has a use for: priority and fairness, and storage migration.
 func servedResources() *serverstorage.ResourceConfig {
 	c := controlplane.DefaultAPIResourceConfigSource()
 	c.DisableVersions(
 		schema.GroupVersion{Group: "flowcontrol.apiserver.k8s.io", Version: "v1"},
 		schema.GroupVersion{Group: "storagemigration.k8s.io", Version: "v1"},
-	)
-	c.DisableResources(
-		schema.GroupVersionResource{Group: "networking.k8s.io", Version: "v1", Resource: "ipaddresses"},
-		schema.GroupVersionResource{Group: "networking.k8s.io", Version: "v1", Resource: "servicecidrs"},
 	)
 	return c
 }

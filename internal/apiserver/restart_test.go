@@ -19,6 +19,7 @@ import (
 
 	"unipod.dev/unipod/internal/pki"
 	"unipod.dev/unipod/internal/store"
+	"unipod.dev/unipod/internal/store/kv"
 )
 
 // life starts a server of its own on a directory.
@@ -170,6 +171,99 @@ func TestRolesAreMended(t *testing.T) {
 	must(err)
 	_, err = rbac.RoleBindings("kube-system").Get(ctx, "system:controller:token-cleaner", metav1.GetOptions{})
 	must(err)
+}
+
+// Services of a node from before it had IPAddress objects keep their addresses,
+// and nobody else gets them.
+func TestServicesWithoutAddresses(t *testing.T) {
+	dir, ctx := t.TempDir(), t.Context()
+	s, _, end := life(t, dir)
+	service := func(name, ip string) *corev1.Service {
+		return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{ClusterIP: ip, Ports: []corev1.ServicePort{{Port: 1}}}}
+	}
+	services := clients(t, s.Loopback()).CoreV1().Services("default")
+	var made []*corev1.Service
+	for i := range 20 {
+		svc, err := services.Create(ctx, service(fmt.Sprint("s", i), ""), metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		made = append(made, svc)
+	}
+	eventually(t, "the API's own Service", func() error {
+		_, err := services.Get(ctx, "kubernetes", metav1.GetOptions{})
+		return err
+	})
+	end()
+
+	db, err := kv.Open(kv.Config{Dir: filepath.Join(dir, "api"), Log: slog.New(slog.DiscardHandler), Clock: clock.RealClock{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	removed := 0
+	for _, prefix := range []string{"/registry/ipaddresses/", "/registry/servicecidrs/"} {
+		page, err := db.List(prefix, "", 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range page.Entries {
+			if _, _, _, err := db.Delete(ctx, e.Key, e.Revision); err != nil {
+				t.Fatal(err)
+			}
+			removed++
+		}
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if removed < len(made)+1 {
+		t.Fatalf("only %d objects removed", removed)
+	}
+
+	s, _, end = life(t, dir)
+	defer end()
+	k := clients(t, s.Loopback())
+	services = k.CoreV1().Services("default")
+	for _, svc := range made {
+		ip, err := k.NetworkingV1().IPAddresses().Get(ctx, svc.Spec.ClusterIP, metav1.GetOptions{})
+		if err != nil || ip.Spec.ParentRef.Name != svc.Name {
+			t.Errorf("the address of %s: %+v, %v", svc.Name, ip, err)
+		}
+		_, err = services.Create(ctx, service("thief", svc.Spec.ClusterIP), metav1.CreateOptions{})
+		mustContain(t, err, "already allocated")
+	}
+	if _, err := k.NetworkingV1().ServiceCIDRs().Get(ctx, "kubernetes", metav1.GetOptions{}); err != nil {
+		t.Error(err)
+	}
+}
+
+// BenchmarkService is of a Service's life through the in-process client, on
+// disk.
+func BenchmarkService(b *testing.B) {
+	s, _, end := life(b, b.TempDir())
+	defer end()
+	k, err := newClient(s)
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx, services := context.Background(), k.CoreV1().Services("default")
+	var made, gone time.Duration
+	n := 0
+	for b.Loop() {
+		begin := time.Now()
+		svc, err := services.Create(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("s", n)}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 1}}}}, metav1.CreateOptions{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		between := time.Now()
+		if err := services.Delete(ctx, svc.Name, metav1.DeleteOptions{}); err != nil {
+			b.Fatal(err)
+		}
+		made, gone = made+between.Sub(begin), gone+time.Since(between)
+		n++
+	}
+	b.ReportMetric(float64(made.Microseconds())/1000/float64(n), "ms/create")
+	b.ReportMetric(float64(gone.Microseconds())/1000/float64(n), "ms/delete")
 }
 
 // BenchmarkStart is of a restart: from the store opened to ready. The goal of

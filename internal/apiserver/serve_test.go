@@ -13,15 +13,16 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apiextensionsclient "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
-	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
-	"k8s.io/apiserver/pkg/registry/rest"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
 	restclient "k8s.io/client-go/rest"
-	api "k8s.io/kubernetes/pkg/apis/core"
 	metricsclient "k8s.io/metrics/pkg/client/clientset/versioned"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/yaml"
@@ -154,8 +155,8 @@ func TestDiscovery(t *testing.T) {
 			t.Errorf("%s is not served", r)
 		}
 	}
-	if all["networking.k8s.io/v1 servicecidrs"] {
-		t.Error("servicecidrs are served, and nobody reads them")
+	if all["flowcontrol.apiserver.k8s.io/v1 flowschemas"] {
+		t.Error("flowschemas are served, and nobody reads them")
 	}
 }
 
@@ -248,56 +249,70 @@ func TestServices(t *testing.T) {
 	if _, err := services.Create(ctx, service("b", corev1.ServiceSpec{ClusterIP: a.Spec.ClusterIP}), metav1.CreateOptions{}); err != nil {
 		t.Error("an address that was given back:", err)
 	}
+	addresses := clients(t, w.admin(t)).NetworkingV1().IPAddresses()
+	ip, err := addresses.Get(ctx, a.Spec.ClusterIP, metav1.GetOptions{})
+	if err != nil || *ip.Spec.ParentRef != (networkingv1.ParentReference{Resource: "services", Namespace: ns, Name: "b"}) {
+		t.Errorf("the address of b: %+v, %v", ip, err)
+	}
+	if ip, err := addresses.Get(ctx, a.Spec.ClusterIPs[1], metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		t.Errorf("an address that was given back: %+v, %v", ip, err)
+	}
 	if h, err := services.Create(ctx, service("h", corev1.ServiceSpec{ClusterIP: "None"}), metav1.CreateOptions{}); err != nil || h.Spec.ClusterIP != "None" {
 		t.Errorf("%v", err)
 	}
 }
 
-// services lists what a store would hold.
-type services []api.Service
-
-func (services) New() runtime.Object     { return &api.Service{} }
-func (services) NewList() runtime.Object { return &api.ServiceList{} }
-func (services) Destroy()                {}
-func (s services) List(context.Context, *metainternalversion.ListOptions) (runtime.Object, error) {
-	return &api.ServiceList{Items: s}, nil
+// There is a ServiceCIDR of the node's ranges; Services get addresses of
+// another when it is made.
+func TestServiceCIDRs(t *testing.T) {
+	w := start(t)
+	ns, ctx := w.namespace(t, nil), t.Context()
+	k := clients(t, w.admin(t))
+	ranges, services := k.NetworkingV1().ServiceCIDRs(), k.CoreV1().Services(ns)
+	eventually(t, "the ranges of the node", func() error {
+		r, err := ranges.Get(ctx, "kubernetes", metav1.GetOptions{})
+		if err == nil && (strings.Join(r.Spec.CIDRs, " ") != "10.96.0.0/24 fd00:96::/112" || !meta.IsStatusConditionTrue(r.Status.Conditions, networkingv1.ServiceCIDRConditionReady)) {
+			return fmt.Errorf("%+v", r)
+		}
+		return err
+	})
+	elsewhere := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "elsewhere"}, Spec: corev1.ServiceSpec{ClusterIP: "10.97.0.7", Ports: []corev1.ServicePort{{Port: 80}}}}
+	_, err := services.Create(ctx, elsewhere, metav1.CreateOptions{})
+	mustContain(t, err, "10.97.0.7", "does not match the current range")
+	more := &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "more"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.97.0.0/28"}}}
+	if _, err := ranges.Create(ctx, more, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "an address of the other range", func() error {
+		_, err := services.Create(ctx, elsewhere, metav1.CreateOptions{})
+		return err
+	})
 }
-func (services) ConvertToTable(context.Context, runtime.Object, runtime.Object) (*metav1.Table, error) {
-	return nil, nil
-}
 
-var _ rest.Lister = services{}
-
-// What stored Services have is theirs after a restart.
-func TestReserve(t *testing.T) {
+// Node ports that stored Services have are theirs after a restart.
+func TestReservePorts(t *testing.T) {
 	_, v4, _ := net.ParseCIDR("10.0.0.0/28")
-	a, err := newServiceAllocators([]*net.IPNet{v4}, utilnet.PortRange{Base: 30000, Size: 4})
+	_, wide, _ := net.ParseCIDR("fd00::/48")
+	ctx, cancel := context.WithCancel(t.Context())
+	client := fake.NewClientset()
+	shared := informers.NewSharedInformerFactory(client, 0)
+	make := func(cidrs ...*net.IPNet) (*serviceAllocators, error) {
+		return newServiceAllocators(ctx, client, shared, cidrs, utilnet.PortRange{Base: 30000, Size: 4})
+	}
+	a, err := make(v4)
 	if err != nil {
 		t.Fatal(err)
 	}
-	stored := func(ip string, family api.IPFamily, ports ...int32) api.Service {
-		s := api.Service{ObjectMeta: metav1.ObjectMeta{Name: "of-" + ip}, Spec: api.ServiceSpec{ClusterIPs: []string{ip}, IPFamilies: []api.IPFamily{family}}}
+	stored := func(name string, ports ...int32) *corev1.Service {
+		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}}
 		for _, p := range ports {
-			s.Spec.Ports = append(s.Spec.Ports, api.ServicePort{NodePort: p})
+			s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{NodePort: p})
 		}
 		return s
 	}
-	odd, err := a.reserve(t.Context(), services{
-		stored("10.0.0.3", api.IPv4Protocol, 30001, 30001, 40000), stored("None", api.IPv4Protocol), stored("10.0.0.3", api.IPv4Protocol),
-		stored("10.9.9.9", api.IPv4Protocol), stored("fd00::1", api.IPv6Protocol, 30001),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var told []string
-	for _, o := range odd {
-		told = append(told, o.Error())
-	}
-	if all := strings.Join(told, "\n"); len(odd) != 4 || strings.Count(all, "of-10.0.0.3") != 1 || !strings.Contains(all, "10.9.9.9") || strings.Count(all, "fd00::1") < 2 {
-		t.Errorf("reported: %s", all)
-	}
-	if err := a.ips[api.IPv4Protocol].Allocate(net.ParseIP("10.0.0.3")); err == nil {
-		t.Error("an address in use is given again")
+	odd := a.reservePorts([]*corev1.Service{stored("a", 30001, 30001, 40000), stored("b"), stored("c", 30001)})
+	if len(odd) != 1 || !strings.Contains(odd[0].Error(), "service /c: node port 30001") {
+		t.Errorf("reported: %v", odd)
 	}
 	if err := a.ports.Allocate(30001); err == nil {
 		t.Error("a port in use is given again")
@@ -305,11 +320,12 @@ func TestReserve(t *testing.T) {
 	if err := a.ports.Allocate(30002); err != nil {
 		t.Error(err)
 	}
-	for _, bad := range [][]*net.IPNet{nil, {v4, v4}, {v4, v4, v4}} {
-		if _, err := newServiceAllocators(bad, utilnet.PortRange{Base: 1, Size: 1}); err == nil {
+	for _, bad := range [][]*net.IPNet{nil, {v4, v4}, {v4, v4, v4}, {wide}} {
+		if _, err := make(bad...); err == nil {
 			t.Errorf("%v: no error", bad)
 		}
 	}
+	cancel()
 }
 
 // A watch that nobody ends doesn't keep a server from ending.

@@ -86,16 +86,17 @@ type Config struct {
 
 // A Server is a running API.
 type Server struct {
-	log       *slog.Logger
-	generic   *genericapiserver.GenericAPIServer
-	config    *genericapiserver.Config
-	crds      *apiextensions.CustomResourceDefinitions
-	admitter  *admitter
-	admission *admissionParts
-	client    kubernetes.Interface
-	shared    informers.SharedInformerFactory
-	loopback  *rest.Config
-	handler   http.Handler
+	log        *slog.Logger
+	generic    *genericapiserver.GenericAPIServer
+	config     *genericapiserver.Config
+	crds       *apiextensions.CustomResourceDefinitions
+	admitter   *admitter
+	admission  *admissionParts
+	allocators *serviceAllocators
+	client     kubernetes.Interface
+	shared     informers.SharedInformerFactory
+	loopback   *rest.Config
+	handler    http.Handler
 
 	stop      context.CancelFunc
 	stopping  context.Context
@@ -130,19 +131,11 @@ func New(ctx context.Context, c Config) (_ *Server, err error) {
 	}()
 	carrier := inproc.New(s.stopping)
 	s.loopback = loopbackConfig(carrier)
-	services, err := s.assemble(c)
-	if err != nil {
+	if err := s.assemble(c); err != nil {
 		return nil, fmt.Errorf("the API server: %w", err)
 	}
 	s.handler = gate(s.generic.Handler, s.ready, s.stopping)
 	carrier.Serve(s.handler)
-	odd, err := services.allocators.reserve(ctx, services.services)
-	if err != nil {
-		return nil, err
-	}
-	for _, o := range odd {
-		s.log.Warn("a Service has what can't be reserved for it", "err", o)
-	}
 	s.generic.PrepareRun()
 	s.group.Go(func() { s.start(c) })
 	return s, nil
@@ -214,7 +207,11 @@ func (s *Server) start(c Config) {
 	s.generic.RunPostStartHooks(s.stopping)
 	s.admitter.chain = chain
 	close(s.admitter.known)
-	if err := s.firstObjects(); err != nil {
+	if err := s.firstObjects(c); err != nil {
+		fail(err)
+		return
+	}
+	if err := s.services(c); err != nil {
 		fail(err)
 		return
 	}

@@ -28,7 +28,7 @@ type clusterFlags struct {
 func (f *clusterFlags) add(fl *pflag.FlagSet) {
 	fl.StringSliceVar(&f.api, "api-address", []string{cluster.DefaultAPI}, "addresses of the Kubernetes API; the first is in the kubeconfig, one that isn't loopback is what pods get")
 	fl.StringVar(&f.kubelet, "kubelet-address", cluster.DefaultKubelet, "address of kubelet's HTTP: logs, streams, metrics")
-	fl.StringSliceVar(&f.services, "service-cidr", nil, "networks of Services' addresses, one or one of each family (default 10.67.0.0/16,fd75:6e69:706f:65::/112)")
+	fl.StringSliceVar(&f.services, "service-cidr", nil, "networks of Services' addresses on a new node, one or one of each family; later ones are ServiceCIDR objects (default 10.67.0.0/16,fd75:6e69:706f:65::/112)")
 	fl.StringSliceVar(&f.labels, "node-labels", nil, "labels (key=value) of the node when it is registered first")
 	fl.StringVar(&f.auditPolicy, "audit-policy", "", "file with an audit.k8s.io Policy, by which requests are logged to --audit-log")
 	fl.StringVar(&f.auditLog, "audit-log", "", "file of the audit log")

@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/informers/core"
 	"k8s.io/client-go/informers/discovery"
 	"k8s.io/client-go/informers/internalinterfaces"
+	"k8s.io/client-go/informers/networking"
 	"k8s.io/client-go/informers/policy"
 	"k8s.io/client-go/informers/rbac"
 	"k8s.io/client-go/informers/storage"
@@ -47,6 +48,7 @@ func (g *gated) Certificates() certificates.Interface { return certificates.New(
 func (g *gated) Coordination() coordination.Interface { return coordination.New(g, "", nil) }
 func (g *gated) Core() core.Interface                 { return core.New(g, "", nil) }
 func (g *gated) Discovery() discovery.Interface       { return discovery.New(g, "", nil) }
+func (g *gated) Networking() networking.Interface     { return networking.New(g, "", nil) }
 func (g *gated) Policy() policy.Interface             { return policy.New(g, "", nil) }
 func (g *gated) Rbac() rbac.Interface                 { return rbac.New(g, "", nil) }
 func (g *gated) Storage() storage.Interface           { return storage.New(g, "", nil) }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -69,27 +70,36 @@ func TestMain(m *testing.M) {
 }
 
 // ours marks stacks of goroutines that must be gone when controllers and
-// scheduler have ended. The API server outlives them, with the informers it has
-// started and their handlers in those, so goleak would see more.
+// scheduler have ended. The API server outlives them, with what it runs itself,
+// the informers it has started and their handlers in those, so goleak would see
+// more.
 var ours = []string{"k8s.io/kubernetes/pkg/controller/", "k8s.io/kubernetes/pkg/scheduler", "k8s.io/client-go/tools/record", "k8s.io/client-go/tools/events", "internal/controllers.", "internal/scheduler."}
 
-func leaked() error {
-	var left []string
-	for range 100 {
-		left = nil
-		buf := make([]byte, 16<<20)
-		for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
-			informers := strings.Contains(stack, "cache.(*processorListener)") || strings.Contains(stack, "internal/controllers_test")
-			if !informers && slices.ContainsFunc(ours, func(s string) bool { return strings.Contains(stack, s) }) {
-				left = append(left, stack)
-			}
+// goroutines are those that ours marks, by "goroutine N".
+func goroutines() map[string]string {
+	found := map[string]string{}
+	buf := make([]byte, 16<<20)
+	for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+		informers := strings.Contains(stack, "cache.(*processorListener)") || strings.Contains(stack, "internal/controllers_test")
+		if !informers && slices.ContainsFunc(ours, func(s string) bool { return strings.Contains(stack, s) }) {
+			id, _, _ := strings.Cut(stack, " [")
+			found[id] = stack
 		}
-		if left == nil {
+	}
+	return found
+}
+
+func leaked(before map[string]string) error {
+	var left map[string]string
+	for range 100 {
+		left = goroutines()
+		maps.DeleteFunc(left, func(id, _ string) bool { return before[id] != "" })
+		if len(left) == 0 {
 			return nil
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	return fmt.Errorf("%d goroutines are left:\n%s", len(left), strings.Join(left, "\n\n"))
+	return fmt.Errorf("%d goroutines are left:\n%s", len(left), strings.Join(slices.Collect(maps.Values(left)), "\n\n"))
 }
 
 func start() (stop func() error, err error) {
@@ -127,6 +137,16 @@ func start() (stop func() error, err error) {
 	}
 	it.config = api.Loopback()
 	it.client = kubernetes.NewForConfigOrDie(it.config)
+	// The last that the API server starts by itself.
+	err = wait.PollUntilContextTimeout(ctx, 10*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+		r, err := it.client.NetworkingV1().ServiceCIDRs().Get(ctx, "kubernetes", metav1.GetOptions{})
+		return err == nil && len(r.Status.Conditions) > 0, err
+	})
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	before := goroutines()
 	it.metrics = &metricsSource{api: it.config.Transport, use: map[string]string{}}
 
 	measured := api.Loopback()
@@ -167,7 +187,7 @@ func start() (stop func() error, err error) {
 		end()
 		running.Wait()
 		a.running.Wait()
-		left := leaked()
+		left := leaked(before)
 		cancel()
 		api.Close()
 		return errors.Join(left, st.Close(), os.RemoveAll(dir))

@@ -36,6 +36,7 @@ var All = []Controller{
 	{names.EndpointsController, "Endpoints of Services, which old clients read", newEndpoints},
 	{names.EndpointSliceController, "EndpointSlices of Services, which the service floor and DNS read", newEndpointSlice},
 	{names.EndpointSliceMirroringController, "EndpointSlices of Endpoints written by hand", newEndpointSliceMirroring},
+	{names.ServiceCIDRController, "keeps a range of Services' addresses as long as one is taken from it", newServiceCIDR},
 
 	{names.GarbageCollectorController, "deletes what its owners leave behind, custom resources among them", newGarbageCollector},
 	{names.NamespaceController, "empties a deleted namespace", newNamespace},
@@ -68,7 +69,6 @@ var All = []Controller{
 	{names.BootstrapSignerController, "for nodes that join, which none does; off by default upstream too", nil},
 	{names.TokenCleanerController, "for nodes that join, which none does; off by default upstream too", nil},
 	{names.NodeIpamController, "gives nodes parts of the pod network; one node has it all", nil},
-	{names.ServiceCIDRController, "for several address ranges of Services; there is one, the API server's", nil},
 	{names.PersistentVolumeAttachDetachController, "attaches disks to machines; what is on this one needs no attaching", nil},
 	{names.PersistentVolumeExpanderController, "asks FlexVolume plugins to grow a volume; there is none", nil},
 	{names.SELinuxWarningController, "off by default upstream; warns of pods on several nodes' mounts", nil},
