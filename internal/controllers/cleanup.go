@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// lookAgain is how often discovery is compared with what is watched; it
-	// costs a comparison, see served.
+	// lookAgain is how often discovery is compared with what is watched when
+	// nothing has changed; it costs a comparison, see served.
 	lookAgain = 30 * time.Second
 
 	// endedPods is how many ended pods are kept; upstream's 12,500 are for
@@ -45,7 +45,9 @@ func newGarbageCollector(ctx context.Context, s *set) (loop, error) {
 	}
 	collect := together(
 		func(ctx context.Context) { c.Run(ctx, deleters, lookAgain) },
-		func(ctx context.Context) { c.Sync(ctx, s.served, lookAgain) },
+		func(ctx context.Context) {
+			s.served.follow(ctx, func(ctx context.Context) { c.Sync(ctx, s.served, lookAgain) })
+		},
 	)
 	return func(ctx context.Context) {
 		select {

@@ -43,37 +43,43 @@ func TestGarbageCollector(t *testing.T) {
 	}
 }
 
-// A ConfigMap goes with the custom resource that owns it, of a kind that
-// wasn't there when the collector started.
+// What a custom resource owns goes with it, of a kind that wasn't there when the
+// collector started, and of one that was there before, went and is back.
 func TestGarbageOfCustomResources(t *testing.T) {
 	s := newSpace(t)
 	crds := apiextensionsclient.NewForConfigOrDie(it.config).ApiextensionsV1().CustomResourceDefinitions()
 	names := apiextensions.CustomResourceDefinitionNames{Plural: "widgets", Singular: "widget", Kind: "Widget", ListKind: "WidgetList"}
-	_, err := crds.Create(s.ctx, &apiextensions.CustomResourceDefinition{
-		ObjectMeta: metav1.ObjectMeta{Name: "widgets.example.com"},
-		Spec: apiextensions.CustomResourceDefinitionSpec{Group: "example.com", Names: names, Scope: apiextensions.NamespaceScoped,
-			Versions: []apiextensions.CustomResourceDefinitionVersion{{Name: "v1", Served: true, Storage: true,
-				Schema: &apiextensions.CustomResourceValidation{OpenAPIV3Schema: &apiextensions.JSONSchemaProps{Type: "object"}}}}},
-	}, metav1.CreateOptions{})
-	s.must(err)
-	defer func() { s.must(crds.Delete(s.ctx, "widgets.example.com", metav1.DeleteOptions{})) }()
-
 	widgets := dynamic.NewForConfigOrDie(it.config).Resource(schema.GroupVersionResource{Group: "example.com", Version: "v1", Resource: "widgets"}).Namespace(s.ns)
-	var owner *unstructured.Unstructured
-	s.until("widgets are served", func() bool {
-		owner, err = widgets.Create(s.ctx, &unstructured.Unstructured{Object: map[string]any{
-			"apiVersion": "example.com/v1", "kind": "Widget", "metadata": map[string]any{"name": "w"},
-		}}, metav1.CreateOptions{})
-		return err == nil
-	})
-	_, err = s.CoreV1().ConfigMaps(s.ns).Create(s.ctx, &v1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "of-w",
-		OwnerReferences: []metav1.OwnerReference{{APIVersion: "example.com/v1", Kind: "Widget", Name: "w", UID: owner.GetUID()}}}}, metav1.CreateOptions{})
-	s.must(err)
-	s.must(widgets.Delete(s.ctx, "w", metav1.DeleteOptions{}))
-	s.until("what it owned goes", func() bool {
-		_, err := s.CoreV1().ConfigMaps(s.ns).Get(s.ctx, "of-w", metav1.GetOptions{})
-		return apierrors.IsNotFound(err)
-	})
+	for _, how := range []metav1.DeletionPropagation{metav1.DeletePropagationForeground, metav1.DeletePropagationBackground, metav1.DeletePropagationForeground} {
+		_, err := crds.Create(s.ctx, &apiextensions.CustomResourceDefinition{
+			ObjectMeta: metav1.ObjectMeta{Name: "widgets.example.com"},
+			Spec: apiextensions.CustomResourceDefinitionSpec{Group: "example.com", Names: names, Scope: apiextensions.NamespaceScoped,
+				Versions: []apiextensions.CustomResourceDefinitionVersion{{Name: "v1", Served: true, Storage: true,
+					Schema: &apiextensions.CustomResourceValidation{OpenAPIV3Schema: &apiextensions.JSONSchemaProps{Type: "object"}}}}},
+		}, metav1.CreateOptions{})
+		s.must(err)
+		var owner *unstructured.Unstructured
+		s.until("widgets are served", func() bool {
+			owner, err = widgets.Create(s.ctx, &unstructured.Unstructured{Object: map[string]any{
+				"apiVersion": "example.com/v1", "kind": "Widget", "metadata": map[string]any{"name": "w"},
+			}}, metav1.CreateOptions{})
+			return err == nil
+		})
+		_, err = s.CoreV1().ConfigMaps(s.ns).Create(s.ctx, &v1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "of-w",
+			OwnerReferences: []metav1.OwnerReference{{APIVersion: "example.com/v1", Kind: "Widget", Name: "w", UID: owner.GetUID(), BlockOwnerDeletion: ptr(true)}}}}, metav1.CreateOptions{})
+		s.must(err)
+		s.must(widgets.Delete(s.ctx, "w", metav1.DeleteOptions{PropagationPolicy: &how}))
+		s.until("it and what it owned go", func() bool {
+			_, errW := widgets.Get(s.ctx, "w", metav1.GetOptions{})
+			_, errC := s.CoreV1().ConfigMaps(s.ns).Get(s.ctx, "of-w", metav1.GetOptions{})
+			return apierrors.IsNotFound(errW) && apierrors.IsNotFound(errC)
+		})
+		s.must(crds.Delete(s.ctx, "widgets.example.com", metav1.DeleteOptions{}))
+		s.until("the kind goes", func() bool {
+			_, err := crds.Get(s.ctx, "widgets.example.com", metav1.GetOptions{})
+			return apierrors.IsNotFound(err)
+		})
+	}
 }
 
 func TestNamespace(t *testing.T) {

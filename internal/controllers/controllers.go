@@ -110,11 +110,11 @@ func newSet(cfg Config) (*set, error) {
 	if s.metadata, err = metadata.NewForConfig(s.config); err != nil {
 		return nil, fmt.Errorf("a client for metadata: %w", err)
 	}
-	byMetadata := metadatainformer.NewSharedInformerFactoryWithOptions(s.metadata, resync, metadatainformer.WithTransform(trim))
-	s.objects = informerfactory.NewInformerFactory(cfg.Informers, byMetadata)
 	s.mapper = restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(s.client.Discovery()))
-	s.served, err = newServed(s.client.Discovery(), byMetadata, s.mapper.Reset)
-	return s, err
+	s.served = newServed(s.client.Discovery(), s.mapper.Reset)
+	byMetadata := metadatainformer.NewSharedInformerFactoryWithOptions(parked{s.metadata, s.served.next}, resync, metadatainformer.WithTransform(trim))
+	s.objects = informerfactory.NewInformerFactory(cfg.Informers, byMetadata)
+	return s, s.served.watch(byMetadata)
 }
 
 // patience is how long the controllers together wait for what they watch.

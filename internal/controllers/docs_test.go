@@ -42,7 +42,8 @@ every one there is. (The list is ` + "`internal/controllers/table.go`" + `; a te
 - Few workers each: a call to the API is a function call, and takes a millisecond.
 - Pods that have ended are kept up to 1,000 (12,500 in a cluster); claims without a volume are tried every 2 s (15 s).
 - The garbage collector and quotas learn of new kinds of objects by watching CustomResourceDefinitions instead of asking
-  for all resources twice a minute.
+  for all resources twice a minute: an object of a kind made this second can be deleted in the foreground. What watches
+  a kind that is gone waits for it to be back, and asks nobody meanwhile.
 - Errors that upstream's code mends by itself (conflicts, a cache that is a moment old) are logged at debug, others at
   warning.
 

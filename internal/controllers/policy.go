@@ -75,7 +75,9 @@ func newResourceQuota(ctx context.Context, s *set) (loop, error) {
 	}
 	return together(
 		func(ctx context.Context) { c.Run(ctx, workers) },
-		func(ctx context.Context) { c.Sync(ctx, s.served.ServerPreferredNamespacedResources, lookAgain) },
+		func(ctx context.Context) {
+			s.served.follow(ctx, func(ctx context.Context) { c.Sync(ctx, s.served.ServerPreferredNamespacedResources, lookAgain) })
+		},
 	), nil
 }
 

@@ -14,10 +14,10 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// settling is how long after a change of CustomResourceDefinitions or
-// APIServices the API's discovery may still tell the old: it is rebuilt by
-// controllers of its own.
-const settling = 10 * time.Second
+// settling is when, after a change of CustomResourceDefinitions or APIServices,
+// it is looked again: the API's discovery is rebuilt by controllers of its own.
+// After the last discovery is believed to tell the new.
+var settling = []time.Duration{250 * time.Millisecond, time.Second, 3 * time.Second, 10 * time.Second}
 
 // served remembers which resources the API serves. Upstream asks every half
 // minute, in two controllers; they are only ever changed by two kinds of
@@ -28,13 +28,18 @@ type served struct {
 	forget  func() // what others remember
 
 	mu        sync.Mutex
-	unsettled bool // discovery may be older than the change
+	unsettled bool          // discovery may be older than the change
+	turn      chan struct{} // closed when it may be another
 	all       []*metav1.APIResourceList
 	ofNames   []*metav1.APIResourceList
 }
 
-func newServed(api discovery.ServerResourcesInterface, objects metadatainformer.SharedInformerFactory, forget func()) (*served, error) {
-	s := &served{ServerResourcesInterface: api, changed: make(chan struct{}, 1), forget: forget, unsettled: true}
+func newServed(api discovery.ServerResourcesInterface, forget func()) *served {
+	return &served{ServerResourcesInterface: api, changed: make(chan struct{}, 1), forget: forget, unsettled: true, turn: make(chan struct{})}
+}
+
+// watch learns of changes from what defines resources.
+func (s *served) watch(objects metadatainformer.SharedInformerFactory) error {
 	note := func() {
 		select {
 		case s.changed <- struct{}{}:
@@ -45,12 +50,12 @@ func newServed(api discovery.ServerResourcesInterface, objects metadatainformer.
 		{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"},
 		{Group: "apiregistration.k8s.io", Version: "v1", Resource: "apiservices"},
 	} {
-		_, err := api.ServerResourcesForGroupVersion(kind.GroupVersion().String())
+		_, err := s.ServerResourcesForGroupVersion(kind.GroupVersion().String())
 		if apierrors.IsNotFound(err) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("asking the API whether it serves %s: %w", kind.Resource, err)
+			return fmt.Errorf("asking the API whether it serves %s: %w", kind.Resource, err)
 		}
 		_, err = objects.ForResource(kind).Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 			AddFunc:    func(any) { note() },
@@ -58,26 +63,32 @@ func newServed(api discovery.ServerResourcesInterface, objects metadatainformer.
 			DeleteFunc: func(any) { note() },
 		})
 		if err != nil {
-			return nil, fmt.Errorf("watching %s: %w", kind.Resource, err)
+			return fmt.Errorf("watching %s: %w", kind.Resource, err)
 		}
 	}
-	return s, nil
+	return nil
 }
 
-// run forgets what is remembered as soon as a change is seen, and once more
-// when discovery must have followed.
+// run forgets what is remembered as soon as a change is seen, and again until
+// discovery must have followed.
 func (s *served) run(ctx context.Context) {
-	settled := time.NewTimer(settling)
-	defer settled.Stop()
+	last := len(settling) - 1
+	look := last // which of settling is next
+	timer := time.NewTimer(settling[look])
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-s.changed:
 			s.stale(true)
-			settled.Reset(settling)
-		case <-settled.C:
-			s.stale(false)
+			look = 0
+			timer.Reset(settling[0])
+		case <-timer.C:
+			s.stale(look < last)
+			if look++; look <= last {
+				timer.Reset(settling[look] - settling[look-1])
+			}
 		}
 	}
 }
@@ -86,8 +97,40 @@ func (s *served) run(ctx context.Context) {
 func (s *served) stale(unsettled bool) {
 	s.mu.Lock()
 	s.unsettled, s.all, s.ofNames = unsettled, nil, nil
+	turn := s.turn
+	s.turn = make(chan struct{})
 	s.mu.Unlock()
 	s.forget()
+	close(turn)
+}
+
+// next is closed when what is served may be another than now.
+func (s *served) next() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.turn
+}
+
+// follow runs a loop of upstream's that compares what is served with what it
+// watches, now and then. It is begun anew when that may have changed: an object
+// of a new kind, deleted in the foreground, would else wait for the time to be up.
+func (s *served) follow(ctx context.Context, sync func(context.Context)) {
+	for ctx.Err() == nil {
+		next := s.next()
+		turn, cancel := context.WithCancel(ctx)
+		stop := make(chan struct{})
+		go func() {
+			defer close(stop)
+			select {
+			case <-next:
+				cancel()
+			case <-turn.Done():
+			}
+		}()
+		sync(turn)
+		cancel()
+		<-stop
+	}
 }
 
 // ServerPreferredResources implements discovery.ServerResourcesInterface.
