@@ -129,7 +129,11 @@ func (s *Server) assemble(c Config) error {
 	}
 	group := &core{config: config, resources: resources, factory: factory, client: clientset, tokens: tokens,
 		allocators: s.allocators, slices: slices, kubelet: c.Kubelet, proxy: transport}
-	return s.installGroups(c, group, clientset)
+	if err := s.installGroups(c, group, clientset); err != nil {
+		return err
+	}
+	s.secrets = group.secrets
+	return nil
 }
 
 func (s *Server) installGroups(c Config, group *core, clientset *kubernetes.Clientset) error {

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"time"
 
+	genericregistry "k8s.io/apiserver/pkg/registry/generic/registry"
 	"k8s.io/apiserver/pkg/registry/rest"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	serverstorage "k8s.io/apiserver/pkg/server/storage"
@@ -22,6 +23,7 @@ import (
 	podtemplatestore "k8s.io/kubernetes/pkg/registry/core/podtemplate/storage"
 	controllerstore "k8s.io/kubernetes/pkg/registry/core/replicationcontroller/storage"
 	corerest "k8s.io/kubernetes/pkg/registry/core/rest"
+	secretstore "k8s.io/kubernetes/pkg/registry/core/secret/storage"
 	servicestore "k8s.io/kubernetes/pkg/registry/core/service/storage"
 	serviceaccountstore "k8s.io/kubernetes/pkg/registry/core/serviceaccount/storage"
 	"k8s.io/kubernetes/pkg/serviceaccount"
@@ -41,6 +43,8 @@ type core struct {
 	slices     proxy.EndpointSliceGetter
 	kubelet    client.ConnectionInfoGetter
 	proxy      http.RoundTripper
+
+	secrets *genericregistry.Store // after group
 }
 
 // group is core/v1. Upstream's own constructor is not usable: its allocator of
@@ -127,10 +131,11 @@ func (c *core) nodesAndPods(storage map[string]rest.Storage) error {
 	}
 	storage["services"], storage["services/status"], storage["services/proxy"] = services, serviceStatus, serviceProxy
 
-	secrets, ok := storage["secrets"].(rest.Getter)
+	secrets, ok := storage["secrets"].(*secretstore.REST)
 	if !ok {
-		return fmt.Errorf("the storage of secrets, %T, can't be read", storage["secrets"])
+		return fmt.Errorf("the storage of secrets is a %T", storage["secrets"])
 	}
+	c.secrets = secrets.Store
 	webhooks := c.client.AdmissionregistrationV1()
 	accounts, err := serviceaccountstore.NewREST(getter, c.tokens, c.config.Authentication.APIAudiences, authz, 0, pods.Pod.Store, secrets, nodes.Node.Store,
 		webhooks.ValidatingWebhookConfigurations(), webhooks.MutatingWebhookConfigurations(), false, 0)

@@ -14,8 +14,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/apiserver/pkg/storage/value"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
 	"k8s.io/utils/clock"
+	"k8s.io/utils/ptr"
 
 	"unipod.dev/unipod/internal/pki"
 	"unipod.dev/unipod/internal/store"
@@ -234,6 +238,104 @@ func TestServicesWithoutAddresses(t *testing.T) {
 	}
 	if _, err := k.NetworkingV1().ServiceCIDRs().Get(ctx, "kubernetes", metav1.GetOptions{}); err != nil {
 		t.Error(err)
+	}
+}
+
+// After a new key was made Secrets are encrypted anew behind the start, whenever
+// the server is ended meanwhile: what is stored can always be read by the keys
+// there are, and in the end by the new one alone.
+func TestSecretsAreEncryptedAnew(t *testing.T) {
+	dir, ctx := t.TempDir(), t.Context()
+	log, keys := slog.New(slog.DiscardHandler), filepath.Join(dir, "pki")
+	s, _, end := life(t, dir)
+	secrets := func(s *Server) corev1client.SecretInterface {
+		return clients(t, s.Loopback()).CoreV1().Secrets("default")
+	}
+	versions := map[string]string{}
+	for i := range 3*secretsAtOnce + 7 {
+		secret, err := secrets(s).Create(ctx, &corev1.Secret{
+			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("s", i)}, Immutable: ptr.To(i%2 == 0), Data: map[string][]byte{"v": fmt.Append(nil, i)},
+		}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		versions[secret.Name] = secret.ResourceVersion
+	}
+	end()
+	rotated, err := pki.Load(keys, clock.RealClock{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := rotated.RotateEncryptionKey(); err != nil {
+		t.Fatal(err)
+	}
+
+	lives := 0
+	for done := false; !done; lives++ {
+		_, _, end := life(t, dir)
+		if lives > 2 {
+			eventually(t, "the end of the old key", func() error {
+				now, err := pki.Load(keys, clock.RealClock{})
+				if err == nil && now.OldEncryptionKeys() > 0 {
+					return errStillValid
+				}
+				return err
+			})
+		}
+		end()
+		now, err := pki.Load(keys, clock.RealClock{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		done = now.OldEncryptionKeys() == 0
+		transformer, err := now.Transformer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		old := 0
+		db, err := kv.Open(kv.Config{Dir: filepath.Join(dir, "api"), Log: log, Clock: clock.RealClock{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		page, err := db.List("/registry/secrets/default/", "", 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range page.Entries {
+			_, stale, err := transformer.TransformFromStorage(ctx, e.Value, value.DefaultContext(e.Key))
+			if err != nil {
+				t.Fatalf("after life %d: %s: %v", lives, e.Key, err)
+			}
+			if stale {
+				old++
+			}
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("after life %d: %d of %d by the old key", lives, old, len(page.Entries))
+		if done && old > 0 {
+			t.Errorf("the old key is gone, and %d Secrets need it", old)
+		}
+	}
+	s, _, end = life(t, dir)
+	defer end()
+	for name, version := range versions {
+		secret, err := secrets(s).Get(ctx, name, metav1.GetOptions{})
+		if err != nil || "s"+string(secret.Data["v"]) != name {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if secret.ResourceVersion == version {
+			t.Errorf("%s was never written again", name)
+		}
+	}
+	w, err := secrets(s).Watch(ctx, metav1.ListOptions{ResourceVersion: versions["s0"]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Stop()
+	if e := <-w.ResultChan(); e.Type != watch.Error || !apierrors.IsResourceExpired(apierrors.FromObject(e.Object)) {
+		t.Errorf("a watch of a time whose key is gone: %v", e)
 	}
 }
 

@@ -34,6 +34,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apiserver/pkg/registry/generic"
+	genericregistry "k8s.io/apiserver/pkg/registry/generic/registry"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/storage/value"
 	"k8s.io/client-go/informers"
@@ -49,6 +50,8 @@ import (
 // A Store keeps objects.
 type Store interface {
 	Decorator() generic.StorageDecorator
+	// Condense returns when nothing durable tells what objects were before.
+	Condense(ctx context.Context) error
 }
 
 // PKI is the authority that clients, tokens and Secrets are verified by.
@@ -58,6 +61,10 @@ type PKI interface {
 	ServiceAccountKey() crypto.Signer
 	ServiceAccountPublicKeys() []any
 	Transformer() (value.Transformer, error)
+	// OldEncryptionKeys is how many keys a Transformer has beside the one that
+	// writes; they are dropped when nothing is encrypted by them any more.
+	OldEncryptionKeys() int
+	DropOldEncryptionKeys() error
 }
 
 // Config is what a server is made of.
@@ -93,6 +100,7 @@ type Server struct {
 	admitter   *admitter
 	admission  *admissionParts
 	allocators *serviceAllocators
+	secrets    *genericregistry.Store
 	client     kubernetes.Interface
 	shared     informers.SharedInformerFactory
 	loopback   *rest.Config
@@ -217,6 +225,7 @@ func (s *Server) start(c Config) {
 	}
 	close(s.ready)
 	s.laterObjects(c)
+	s.group.Go(func() { s.encryptAnew(c) })
 }
 
 // synced waits until everything is read, and says what it waits for when that

@@ -25,12 +25,12 @@ func newRotateKeys(g *global) *cobra.Command {
 		Long: `Make new keys: for the encryption of Secrets at rest, and for the signatures of
 service account tokens. The node must not run; when it is started again, what is
 written and signed from then on is by the new keys, and what was before stays
-valid. Secrets are encrypted anew when they are written.
+valid. The node then encrypts all Secrets anew while it runs, and drops the old
+key of encryption when none needs it any more.
 
 Certificates need none of this: they are renewed by themselves, and so is the
 authority that signs them, two years before its end.`,
-		Example: `  systemctl stop unipod && unipod rotate-keys encryption && systemctl start unipod
-  unipod get secrets -A -o json | unipod replace -f -   # by the new key, all of them`,
+		Example:   `  systemctl stop unipod && unipod rotate-keys encryption && systemctl start unipod`,
 		Args:      cobra.MinimumNArgs(1),
 		ValidArgs: []string{"encryption", "service-account"},
 		RunE: func(cmd *cobra.Command, args []string) (err error) {

@@ -236,13 +236,37 @@ func (a *Authority) RotateEncryptionKey() error {
 	return nil
 }
 
+// OldEncryptionKeys is how many keys there are that only read.
+func (a *Authority) OldEncryptionKeys() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.secrets) - 1
+}
+
+// DropOldEncryptionKeys leaves only the key that writes: for who knows that
+// nothing is encrypted by another any more.
+func (a *Authority) DropOldEncryptionKeys() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	keys := slices.Clone(a.secrets[:1])
+	text, err := encodeEncryptionKeys(keys)
+	if err != nil {
+		return err
+	}
+	if err := a.save(encryptionFile, text); err != nil {
+		return err
+	}
+	a.secrets = keys
+	return nil
+}
+
 // save replaces a file of an authority that has files.
 func (a *Authority) save(name string, text []byte) error {
 	if a.dir == "" {
 		return nil
 	}
 	if err := WriteFile(filepath.Join(a.dir, name), text); err != nil {
-		return fmt.Errorf("writing a new key: %w", err)
+		return fmt.Errorf("writing the keys: %w", err)
 	}
 	return nil
 }

@@ -19,6 +19,7 @@
 package store
 
 import (
+	"context"
 	"io"
 	"log/slog"
 
@@ -81,6 +82,9 @@ func (s *Store) Empty() bool { return s.db.Revision() <= kv.FirstRevision }
 
 // Backup writes everything, as it is at one revision. Writes go on meanwhile.
 func (s *Store) Backup(w io.Writer) (revision int64, err error) { return s.db.Backup(w) }
+
+// Condense returns when nothing on disk tells any more what objects were before.
+func (s *Store) Condense(ctx context.Context) error { return s.db.Condense(ctx) }
 
 // Restore replaces what is in a store's directory by a backup, which is read
 // and checked as a whole first. When a process has the directory open, the

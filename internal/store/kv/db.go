@@ -58,6 +58,7 @@ type DB struct {
 	work    chan struct{} // the queue may not be empty
 	tidy    chan struct{} // there is something to expire or to forget
 	stop    chan struct{}
+	asked   []chan error // by Condense; mu's
 	stopped sync.WaitGroup
 	disk    *disk // the committer's own; nil in memory
 	lock    *os.File
@@ -339,15 +340,25 @@ func (db *DB) commit() {
 		db.mu.Lock()
 		batch := db.take()
 		first, closed := db.state.revision+1, db.closed
+		var asked []chan error
+		if closed || !db.disk.busy() {
+			asked, db.asked = db.asked, nil
+		}
 		db.mu.Unlock()
-		if len(batch) == 0 {
-			if closed {
-				return
+		if len(batch) == 0 && closed {
+			for _, a := range asked {
+				a <- ErrClosed
 			}
+			return
+		}
+		if len(batch) == 0 && len(asked) == 0 {
 			continue
 		}
-		batch, refused, refusal := db.disk.admit(batch)
-		var err error
+		var refused []*write
+		var err, refusal error
+		if len(batch) > 0 {
+			batch, refused, refusal = db.disk.admit(batch)
+		}
 		if len(batch) > 0 {
 			err = db.disk.append(batch, first)
 		}
@@ -359,9 +370,33 @@ func (db *DB) commit() {
 		}
 		revision, live := db.state.revision, db.state.live
 		db.mu.Unlock()
-		if err == nil && len(batch) > 0 && db.disk.full(max(db.cfg.LogBytes, live)) {
-			db.rotate(revision)
+		if len(asked) > 0 || err == nil && len(batch) > 0 && db.disk.full(max(db.cfg.LogBytes, live)) {
+			db.rotate(revision, asked...)
 		}
+	}
+}
+
+// Condense makes a snapshot of what there is and removes what was written
+// before it: nothing on disk tells any more what a value was earlier. It
+// returns when that is so; writes go on meanwhile.
+func (db *DB) Condense(ctx context.Context) error {
+	if db.disk == nil {
+		return nil
+	}
+	done := make(chan error, 1)
+	db.mu.Lock()
+	if db.closed {
+		db.mu.Unlock()
+		return ErrClosed
+	}
+	db.asked = append(db.asked, done)
+	db.mu.Unlock()
+	poke(db.work)
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
@@ -380,20 +415,28 @@ func (db *DB) take() []*write {
 }
 
 // rotate begins a new log and, behind the writes to it, a snapshot of what the
-// logs before it say. Only the committer calls it: the revision stays.
-func (db *DB) rotate(revision int64) {
+// logs before it say. Only the committer calls it: the revision stays. Who
+// asked is told how it went.
+func (db *DB) rotate(revision int64, asked ...chan error) {
+	tell := func(err error) {
+		if err != nil {
+			db.log.Warn("the log can't be replaced by a snapshot yet; it grows", "dir", db.cfg.Dir, "err", err)
+		}
+		for _, a := range asked {
+			a <- err
+		}
+	}
 	err := db.disk.rotate(revision)
 	if err != nil {
-		db.log.Warn("the log can't be replaced by a snapshot yet; it grows", "dir", db.cfg.Dir, "err", err)
+		tell(err)
 		return
 	}
 	db.mu.Lock()
 	entries := db.state.index.Clone()
 	db.mu.Unlock()
 	db.stopped.Go(func() {
-		if err := db.disk.snapshot(revision, entries); err != nil {
-			db.log.Warn("the log can't be replaced by a snapshot yet; it grows", "dir", db.cfg.Dir, "err", err)
-		}
+		tell(db.disk.snapshot(revision, entries))
+		poke(db.work) // somebody may have asked meanwhile
 	})
 }
 

@@ -472,3 +472,57 @@ func TestClosed(t *testing.T) {
 		t.Error("a backup after the end: ", err)
 	}
 }
+
+// After Condense nothing on disk tells what a value was, and everything is
+// there; writes go on meanwhile, and who asks during another's gets their own.
+func TestCondense(t *testing.T) {
+	dir := t.TempDir()
+	db, err := Open(Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rev := put(t, db, "/a", "the old secret")
+	if _, _, ok, err := db.Put(t.Context(), "/a", []byte("the new one"), 0, rev); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	var group sync.WaitGroup
+	for i := range 8 {
+		group.Go(func() {
+			for j := range 50 {
+				put(t, db, fmt.Sprintf("/b/%d/%d", i, j), "b")
+			}
+		})
+		group.Go(func() {
+			if err := db.Condense(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	if err := db.Condense(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	put(t, db, "/c", "c")
+	files, err := filepath.Glob(filepath.Join(dir, "*-*"))
+	if err != nil || len(files) != 2 {
+		t.Errorf("files: %v, %v", files, err)
+	}
+	for _, f := range files {
+		if b, err := os.ReadFile(f); err != nil || strings.Contains(string(b), "the old secret") {
+			t.Errorf("%s has it yet (%v)", f, err)
+		}
+	}
+	before := dump(t, db, "/", 0)
+	shut(t, db)
+	if err := db.Condense(t.Context()); !errors.Is(err, ErrClosed) {
+		t.Errorf("closed: %v", err)
+	}
+	again, err := Open(Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer shut(t, again)
+	if now := dump(t, again, "/", 0); now != before {
+		t.Errorf("afterwards there is\n%s\nnot\n%s", now, before)
+	}
+}

@@ -173,6 +173,13 @@ func (d *disk) full(limit int64) bool {
 	return !d.snapping && d.older+d.size >= max(limit, d.retryAt)
 }
 
+// busy says whether a snapshot is being written.
+func (d *disk) busy() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.snapping
+}
+
 // rotate begins a new log behind a revision. When it succeeds, snapshot must
 // be called.
 func (d *disk) rotate(revision int64) error {
