@@ -3,16 +3,14 @@ package anatomy
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
-	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-)
 
-var update = flag.Bool("update", false, "write the golden files anew")
+	"unipod.dev/unipod/test/golden"
+)
 
 var now = time.Date(2026, 11, 23, 15, 0, 0, 0, time.UTC)
 
@@ -68,19 +66,7 @@ func TestTree(t *testing.T) {
 			if err := tc.pod.Tree(&b, now, tc.recipes); err != nil {
 				t.Fatal(err)
 			}
-			path := "testdata/" + tc.golden + ".txt"
-			if *update {
-				if err := os.WriteFile(path, b.Bytes(), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), b.String()); diff != "" {
-				t.Error(diff)
-			}
+			golden.Check(t, "testdata/"+tc.golden+".txt", b.String())
 		})
 	}
 }

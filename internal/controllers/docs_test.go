@@ -1,16 +1,12 @@
 package controllers
 
 import (
-	"flag"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
+
+	"unipod.dev/unipod/test/golden"
 )
-
-var update = flag.Bool("update", false, "write docs/controllers.md anew")
-
-const doc = "../../docs/controllers.md"
 
 func table(used bool) string {
 	var b strings.Builder
@@ -25,20 +21,20 @@ func table(used bool) string {
 
 // The document tells what the table says.
 func TestDocument(t *testing.T) {
-	want := `# Controllers
+	golden.Check(t, "../../docs/controllers.md", `# Controllers
 
 unipod runs the controllers of kube-controller-manager v1.37, upstream's code unchanged, in the node's process. This is
-every one there is. (The list is ` + "`internal/controllers/table.go`" + `; a test compares it with upstream's, and this page with it.)
+every one there is. (The list is `+"`internal/controllers/table.go`"+`; a test compares it with upstream's, and this page with it.)
 
 ## Used
 
-` + table(true) + `
+`+table(true)+`
 ## Not used
 
-` + table(false) + `
+`+table(false)+`
 ## What differs from a cluster
 
-- They are one client of the API, ` + "`kube-controller-manager`" + `, who may do everything.
+- They are one client of the API, `+"`kube-controller-manager`"+`, who may do everything.
 - Few workers each: a call to the API is a function call, and takes a millisecond.
 - Pods that have ended are kept up to 1,000 (12,500 in a cluster); claims without a volume are tried every 2 s (15 s).
 - The garbage collector and quotas learn of new kinds of objects by watching CustomResourceDefinitions instead of asking
@@ -49,8 +45,8 @@ every one there is. (The list is ` + "`internal/controllers/table.go`" + `; a te
 
 ## Volumes on demand
 
-A node that has no StorageClass gets one, ` + "`standard`" + `, the default: a claim of it is bound at once to a directory below
-` + "`volumes`" + ` of the node's root, which is removed with the claim. Capacity is what was asked for and isn't limited. Who
+A node that has no StorageClass gets one, `+"`standard`"+`, the default: a claim of it is bound at once to a directory below
+`+"`volumes`"+` of the node's root, which is removed with the claim. Capacity is what was asked for and isn't limited. Who
 wants something else makes a class of their own the default, or installs a provisioner. In a node that keeps its objects
 in memory the directories end with it, at the next start.
 
@@ -59,14 +55,5 @@ in memory the directories end with it, at the next start.
 It is upstream's too, with its default plugins: there is one node to choose, but every reason to refuse it is Kubernetes'
 (selectors, affinity, taints, resources, host ports, spread, volumes, gates, preemption by priority), told in its words by
 the pod's condition and a FailedScheduling event. Pods that have ended take no room.
-`
-	if *update {
-		if err := os.WriteFile(doc, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	got, err := os.ReadFile(doc)
-	if err != nil || string(got) != want {
-		t.Errorf("%s doesn't tell what the table says (%v): go test ./internal/controllers -run TestDocument -update", doc, err)
-	}
+`)
 }

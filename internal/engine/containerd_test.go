@@ -1,28 +1,22 @@
 package engine
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
-	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
-	"time"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
 	"unipod.dev/unipod/internal/cri"
+	"unipod.dev/unipod/test/busybox"
+	"unipod.dev/unipod/test/containerd"
 )
 
 const busyboxImage = "unipod.test/busybox:1"
@@ -30,15 +24,18 @@ const busyboxImage = "unipod.test/busybox:1"
 // TestContainerd runs pods on a real containerd, started here with its own
 // directories: the engine's only tie to a runtime is the CRI.
 func TestContainerd(t *testing.T) {
-	for _, tool := range []string{"containerd", "ctr", "runc", "busybox"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("needs %s on PATH (Debian: containerd, runc, busybox-static)", tool)
-		}
+	if what := containerd.Missing(false); what != "" {
+		t.Skip("needs " + what)
 	}
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
-	service := startContainerd(t)
+	dir := t.TempDir()
+	archive := filepath.Join(dir, "busybox.tar")
+	if err := os.WriteFile(archive, busybox.Image{Name: busyboxImage}.Archive(t), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	service, _ := containerd.Start(t, containerd.Config{Dir: filepath.Join(dir, "c"), Image: busyboxImage, Archive: archive, Snapshotter: "native"})
 	b := newRealBench(t, service)
 	t.Run("life", func(t *testing.T) { realLife(t, b) })
 	t.Run("crash", func(t *testing.T) { realCrash(t, b) })
@@ -191,121 +188,4 @@ func realProbe(t *testing.T, b *bench) {
 		t.Error("the kill is not on record")
 	}
 	b.finish(t, pod)
-}
-
-// startContainerd starts a containerd of this test and returns its CRI.
-func startContainerd(t *testing.T) cri.Service {
-	t.Helper()
-	dir := t.TempDir()
-	socket := filepath.Join(dir, "c.sock")
-	config := fmt.Sprintf(`version = 2
-root = %q
-state = %q
-disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.internal.v1.opt"]
-[grpc]
-  address = %q
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = %q
-  disable_apparmor = true
-  restrict_oom_score_adj = true
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "native"
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = %q
-    conf_dir = %q
-`, filepath.Join(dir, "root"), filepath.Join(dir, "state"), socket, busyboxImage, filepath.Join(dir, "cni"), filepath.Join(dir, "cni"))
-	file := filepath.Join(dir, "config.toml")
-	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	log, err := os.Create(filepath.Join(dir, "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command("containerd", "--config", file)
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			text, _ := os.ReadFile(log.Name())
-			t.Logf("containerd: %s", text[max(len(text)-6000, 0):])
-		}
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
-		log.Close()
-	})
-	var service cri.Service
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		s, closer, err := cri.Dial(t.Context(), socket)
-		if err == nil {
-			service = s
-			t.Cleanup(func() { closer.Close() })
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("containerd does not answer: %v", err)
-		}
-	}
-	archive := filepath.Join(dir, "busybox.tar")
-	writeBusybox(t, archive)
-	if out, err := exec.Command("ctr", "--address", socket, "--namespace", "k8s.io", "images", "import", "--snapshotter", "native", archive).CombinedOutput(); err != nil {
-		t.Fatalf("importing the image: %v: %s", err, out)
-	}
-	return service
-}
-
-// writeBusybox writes an image archive with nothing in it but busybox. Its
-// default command waits, so that it also serves as the sandbox's image.
-func writeBusybox(t *testing.T, file string) {
-	t.Helper()
-	path, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Fatal(err)
-	}
-	program, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	type entry struct {
-		name string
-		mode int64
-		data []byte
-	}
-	pack := func(entries ...entry) []byte {
-		var buf bytes.Buffer
-		w := tar.NewWriter(&buf)
-		for _, e := range entries {
-			h := &tar.Header{Name: e.name, Mode: e.mode, Size: int64(len(e.data)), Typeflag: tar.TypeReg}
-			if strings.HasSuffix(e.name, "/") {
-				h.Typeflag = tar.TypeDir
-			}
-			if err := w.WriteHeader(h); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := w.Write(e.data); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := w.Close(); err != nil {
-			t.Fatal(err)
-		}
-		return buf.Bytes()
-	}
-	entries := []entry{{"bin/", 0o755, nil}, {"bin/busybox", 0o755, program}}
-	for _, name := range []string{"sh", "sleep", "cat", "touch", "rm", "echo"} {
-		entries = append(entries, entry{"bin/" + name, 0o755, program})
-	}
-	layer := pack(entries...)
-	sum := sha256.Sum256(layer)
-	config, _ := json.Marshal(map[string]any{
-		"architecture": "amd64", "os": "linux",
-		"config": map[string]any{"Cmd": []string{"/bin/sleep", "100000"}, "Env": []string{"PATH=/bin"}},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + hex.EncodeToString(sum[:])}},
-	})
-	manifest, _ := json.Marshal([]map[string]any{{"Config": "config.json", "RepoTags": []string{busyboxImage}, "Layers": []string{"layer.tar"}}})
-	if err := os.WriteFile(file, pack(entry{"layer.tar", 0o644, layer}, entry{"config.json", 0o644, config}, entry{"manifest.json", 0o644, manifest}), 0o600); err != nil {
-		t.Fatal(err)
-	}
 }

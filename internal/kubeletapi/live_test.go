@@ -23,7 +23,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	v1 "k8s.io/api/core/v1"
@@ -56,27 +55,14 @@ import (
 	"unipod.dev/unipod/internal/scheduler"
 	"unipod.dev/unipod/internal/stats"
 	"unipod.dev/unipod/internal/store"
+	"unipod.dev/unipod/test/isolate"
 )
 
-// role says that this process has a network namespace of its own.
-const role = "UNIPOD_KUBELETAPI_TEST"
-
 func TestMain(m *testing.M) {
-	if os.Getenv(role) != "" || os.Geteuid() != 0 {
-		os.Exit(m.Run())
+	if os.Geteuid() == 0 {
+		isolate.Namespaces(syscall.CLONE_NEWNET)
 	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), role+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	err := cmd.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		os.Exit(exit.ExitCode())
-	} else if err != nil {
-		fmt.Println("running the tests in a network namespace:", err)
-		os.Exit(1)
-	}
+	os.Exit(m.Run())
 }
 
 const demo = "localhost/unipod-demo:1"
@@ -114,9 +100,6 @@ func newRig(t testing.TB) *rig {
 	if _, err := exec.LookPath("busybox"); err != nil {
 		t.Skip("the test image is made of busybox, which is missing")
 	}
-	lo, err := netlink.LinkByName("lo")
-	must(t, err)
-	must(t, netlink.LinkSetUp(lo))
 	dir, err := os.MkdirTemp("", "kubeletapi")
 	must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })

@@ -2,7 +2,6 @@ package manifest
 
 import (
 	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,13 +11,12 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/google/go-cmp/cmp"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/yaml"
-)
 
-var update = flag.Bool("update", false, "write the golden files")
+	"unipod.dev/unipod/test/golden"
+)
 
 type fixedNames struct{}
 
@@ -30,23 +28,6 @@ var loader = Loader{
 	UID:      func(p *v1.Pod, _ string) types.UID { return types.UID("uid-of-" + p.Name) },
 	Names:    fixedNames{},
 	Now:      func() time.Time { return time.Date(2026, 11, 23, 15, 0, 0, 0, time.UTC) },
-}
-
-func golden(t *testing.T, file, got string) {
-	t.Helper()
-	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s (-want +got):\n%s", file, diff)
-	}
 }
 
 // inputs are the manifests of a directory of testdata.
@@ -70,7 +51,7 @@ func TestBad(t *testing.T) {
 			if strings.Contains(text, "hunter2") || strings.Contains(text, "secret-is-not") {
 				t.Errorf("a secret is in the error:\n%s", text)
 			}
-			golden(t, file+".want", text)
+			golden.Check(t, file+".want", text)
 		})
 	}
 }
@@ -104,7 +85,7 @@ func TestGood(t *testing.T) {
 				s.UID = "random"
 				show(s)
 			}
-			golden(t, file+".want", b.String())
+			golden.Check(t, file+".want", b.String())
 		})
 	}
 }

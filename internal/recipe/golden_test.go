@@ -2,7 +2,6 @@ package recipe
 
 import (
 	"bytes"
-	"flag"
 	"math"
 	"os"
 	"path/filepath"
@@ -10,9 +9,9 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-)
 
-var update = flag.Bool("update", false, "rewrite the golden transcripts")
+	"unipod.dev/unipod/test/golden"
+)
 
 // null stands for any descriptor: compositions never look at them.
 func null(t testing.TB) *os.File {
@@ -110,20 +109,8 @@ func TestGolden(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			file := filepath.Join("testdata", name+".txt")
 			got := r.String()
-			if *update {
-				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got != string(want) {
-				t.Errorf("the recipe differs from %s (rewrite it with -update):\n%s", file, got)
-			}
+			golden.Check(t, filepath.Join("testdata", name+".txt"), got)
 			if strings.Contains(got, "secret") {
 				t.Error("the printed recipe holds the value of an environment variable")
 			}

@@ -1,11 +1,7 @@
 package runtime
 
 import (
-	"archive/tar"
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
@@ -21,6 +17,7 @@ import (
 	"unipod.dev/unipod/internal/cgroup"
 	"unipod.dev/unipod/internal/image"
 	"unipod.dev/unipod/internal/network"
+	"unipod.dev/unipod/test/busybox"
 )
 
 // world is a runtime on directories of its own, in the machine's cgroups and
@@ -123,53 +120,13 @@ func (l testLog) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// busyboxArchive is a docker-archive with a busybox of the host's.
+// busyboxArchive is the image of every test's containers.
 func busyboxArchive(t testing.TB) []byte {
 	t.Helper()
-	busybox, err := os.ReadFile("/bin/busybox")
-	if err != nil {
-		t.Fatalf("the test image is made from busybox-static: %v", err)
-	}
-	var layer bytes.Buffer
-	tw := tar.NewWriter(&layer)
-	add := func(h tar.Header, body string) {
-		h.Size = int64(len(body))
-		if err := tw.WriteHeader(&h); err != nil {
-			t.Fatal(err)
-		}
-		tw.Write([]byte(body))
-	}
-	for _, d := range []string{"bin", "etc", "proc", "sys", "dev", "root", "home", "var"} {
-		add(tar.Header{Name: d + "/", Typeflag: tar.TypeDir, Mode: 0o755}, "")
-	}
-	add(tar.Header{Name: "tmp/", Typeflag: tar.TypeDir, Mode: 0o1777}, "")
-	add(tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, string(busybox))
-	for _, a := range []string{"sh", "cat", "sleep", "ls", "id", "echo", "ps", "mount", "touch", "stat", "true", "false", "hostname", "ip", "wget", "httpd", "nc", "env", "pwd", "kill", "head", "dd", "grep", "tty", "stty", "mkdir", "rm", "ln", "df", "wc", "tail", "readlink", "seq", "yes", "test", "unshare", "chmod", "chown", "mknod", "umount", "ipcs", "setsid", "trap", "date", "tr", "cut", "sort", "od"} {
-		add(tar.Header{Name: "bin/" + a, Typeflag: tar.TypeLink, Linkname: "bin/busybox"}, "")
-	}
-	add(tar.Header{Name: "etc/passwd", Typeflag: tar.TypeReg, Mode: 0o644}, "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000:web:/home:/bin/sh\n")
-	add(tar.Header{Name: "etc/group", Typeflag: tar.TypeReg, Mode: 0o644}, "root:x:0:\nweb:x:1000:\nextra:x:2000:web\n")
-	tw.Close()
-
-	diff := fmt.Sprintf("sha256:%x", sha256.Sum256(layer.Bytes()))
-	config, _ := json.Marshal(map[string]any{
-		"architecture": "amd64", "os": "linux",
-		"config": map[string]any{"Env": []string{"PATH=/bin", "FROM=image"}, "Cmd": []string{"sleep", "1000"}},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{diff}},
-	})
-	name := fmt.Sprintf("%x.json", sha256.Sum256(config))
-	manifest, _ := json.Marshal([]map[string]any{{"Config": name, "RepoTags": []string{testImage}, "Layers": []string{"layer.tar"}}})
-	var out bytes.Buffer
-	ow := tar.NewWriter(&out)
-	for _, f := range []struct {
-		name string
-		body []byte
-	}{{name, config}, {"layer.tar", layer.Bytes()}, {"manifest.json", manifest}} {
-		ow.WriteHeader(&tar.Header{Name: f.name, Mode: 0o644, Size: int64(len(f.body))})
-		ow.Write(f.body)
-	}
-	ow.Close()
-	return out.Bytes()
+	return busybox.Image{Name: testImage, Env: []string{"FROM=image"}, Files: map[string]string{
+		"etc/passwd": "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000:web:/home:/bin/sh\n",
+		"etc/group":  "root:x:0:\nweb:x:1000:\nextra:x:2000:web\n",
+	}}.Archive(t)
 }
 
 // pod is a sandbox under test.

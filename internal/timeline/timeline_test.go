@@ -3,10 +3,8 @@ package timeline
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,42 +14,23 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/yaml"
-)
 
-var update = flag.Bool("update", false, "rewrite the outcomes in testdata")
+	"unipod.dev/unipod/test/golden"
+)
 
 var t0 = time.Date(2026, 11, 23, 15, 0, 0, 0, time.UTC)
 
 // TestTimelines tells every testdata/*.txt: a pod's history, then "----", then
 // its timeline. The grammar is at happen.
 func TestTimelines(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no histories: %v", err)
-	}
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			script, want, _ := strings.Cut(string(text), "\n----\n")
-			var out bytes.Buffer
-			tl := tell(t, script).Timeline()
-			if err := tl.Write(&out, false); err != nil {
-				t.Fatal(err)
-			}
-			if *update {
-				if err := os.WriteFile(file, []byte(script+"\n----\n"+out.String()), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if out.String() != want {
-				t.Errorf("%s\ngot\n%s\nwant\n%s", file, out.String(), want)
-			}
-		})
-	}
+	golden.Stories(t, func(t *testing.T, script string) string {
+		var out bytes.Buffer
+		tl := tell(t, script).Timeline()
+		if err := tl.Write(&out, false); err != nil {
+			t.Fatal(err)
+		}
+		return out.String()
+	})
 }
 
 func tell(t *testing.T, script string) *Builder {

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -22,23 +21,15 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"unipod.dev/unipod/test/isolate"
 )
 
 // TestMain runs the tests in a mount namespace of their own: what they mount
 // is seen by nobody and ends with them.
 func TestMain(m *testing.M) {
-	const inside = "UNIPOD_TEST_IN_MOUNT_NAMESPACE"
-	if os.Getenv(inside) != "" {
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), inside+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "tests in a mount namespace (they need root):", err)
-		os.Exit(1)
-	}
+	isolate.Namespaces(syscall.CLONE_NEWNS)
+	os.Exit(m.Run())
 }
 
 // objects is a Source.

@@ -10,12 +10,13 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"unipod.dev/unipod/internal/bench"
+	"unipod.dev/unipod/test/harness"
 )
 
 // The bench measures a runtime through its socket, and takes away what it made.
 func TestBench(t *testing.T) {
 	n := newNode(t)
-	socket := filepath.Join(n.run, "cri.sock")
+	socket := filepath.Join(n.Run, "cri.sock")
 	small := []string{"bench", "--pods", "2", "--burst", "4", "--hold", "6", "-o", "json"}
 	r := n.bench(append(small[:len(small):len(small)], "--pulls", "1", "--endpoint", "unix://"+socket))
 	if len(r.Runtimes) != 1 {
@@ -32,7 +33,7 @@ func TestBench(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	own := &node{t: t, root: filepath.Join(dir, "r"), run: filepath.Join(dir, "n")}
+	own := &node{Machine: harness.New(t, dir)}
 	r = own.bench(append(small[:len(small):len(small)], "--pulls", "0", "--alone"))
 	if len(r.Runtimes) != 2 || r.Runtimes[0].Name != "unipod" || r.Runtimes[1].Name != "unipod, socket" {
 		t.Fatalf("columns: %+v", r.Runtimes)
@@ -55,16 +56,16 @@ func (n *node) bench(args []string) (r struct {
 	Floor    column
 	Runtimes []column
 }) {
-	n.t.Helper()
+	n.T.Helper()
 	var stderr strings.Builder
-	cmd := n.command(args...)
+	cmd := n.Command(args...)
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		n.t.Fatalf("unipod %s: %v\n%s", strings.Join(args, " "), err, stderr.String())
+		n.T.Fatalf("unipod %s: %v\n%s", strings.Join(args, " "), err, stderr.String())
 	}
 	if err := json.Unmarshal(out, &r); err != nil {
-		n.t.Fatalf("%v: %s", err, out)
+		n.T.Fatalf("%v: %s", err, out)
 	}
 	return r
 }
@@ -83,18 +84,18 @@ func whole(t *testing.T, c column, pulls int) {
 
 // leftovers names the pods and images that are not the test's own.
 func (n *node) leftovers() string {
-	n.t.Helper()
+	n.T.Helper()
 	var left []string
-	pods, err := n.ListPodSandbox(n.t.Context(), &runtimeapi.ListPodSandboxRequest{})
+	pods, err := n.ListPodSandbox(n.T.Context(), &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {
-		n.t.Fatal(err)
+		n.T.Fatal(err)
 	}
 	for _, p := range pods.Items {
 		left = append(left, "pod "+p.Metadata.Name)
 	}
-	images, err := n.ListImages(n.t.Context(), &runtimeapi.ListImagesRequest{})
+	images, err := n.ListImages(n.T.Context(), &runtimeapi.ListImagesRequest{})
 	if err != nil {
-		n.t.Fatal(err)
+		n.T.Fatal(err)
 	}
 	for _, i := range images.Images {
 		if len(i.RepoTags) != 1 || i.RepoTags[0] != image {

@@ -4,6 +4,8 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+
+	"unipod.dev/unipod/test/harness"
 )
 
 // Every command of crictl, by the script that is there for people too.
@@ -23,7 +25,7 @@ func TestCrictl(t *testing.T) {
 		args = append(args, crictl)
 	}
 	cmd := exec.Command("../crictl/run.sh", args...)
-	cmd.Env = append(os.Environ(), role+"=unipod")
+	cmd.Env = append(os.Environ(), harness.AsUnipod)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}

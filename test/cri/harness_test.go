@@ -1,7 +1,5 @@
 // Package cri speaks to `unipod serve --only cri` as kubelet does: the real
-// command, its socket, gRPC, and the streaming protocols behind its URLs. The
-// test binary itself is unipod when it is told so, so that the race detector
-// watches it too.
+// command, its socket, gRPC, and the streaming protocols behind its URLs.
 //
 // Everything happens in network and mount namespaces of its own and in
 // directories of its own. Floor: none; nothing imports it.
@@ -24,60 +22,23 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"unipod.dev/unipod/internal/cli"
 	"unipod.dev/unipod/internal/cri"
+	"unipod.dev/unipod/test/harness"
 )
 
-// role is the environment variable that says what this binary is to be.
-const role = "UNIPOD_CRI_ROLE"
+func TestMain(m *testing.M) { harness.Main(m, unix.CLONE_NEWNET|unix.CLONE_NEWNS) }
 
-func TestMain(m *testing.M) {
-	switch os.Getenv(role) {
-	case "unipod":
-		os.Exit(cli.Main(os.Args[1:]))
-	case "test":
-		if err := setUp(); err != nil {
-			fmt.Println("setting up the test's namespaces:", err)
-			os.Exit(1)
-		}
-		os.Exit(m.Run())
-	}
-	if os.Geteuid() != 0 {
-		fmt.Println("skipped: these tests make pods, which needs root")
-		os.Exit(0)
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Args[0] = os.Args[0]
-	cmd.Env = append(os.Environ(), role+"=test")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Run(); err != nil {
-		fmt.Println(err)
-		os.Exit(1)
-	}
-}
-
-func setUp() error {
-	for _, flag := range []uintptr{unix.MS_REC | unix.MS_PRIVATE, unix.MS_REC | unix.MS_SHARED} {
-		if err := unix.Mount("", "/", "", flag, ""); err != nil {
-			return err
-		}
-	}
-	return exec.Command("ip", "link", "set", "lo", "up").Run()
-}
-
-const image = "localhost/unipod-demo:1"
+const image = harness.DemoImage
 
 // node is `unipod serve --only cri` on directories of its own.
 type node struct {
+	*harness.Machine
 	serve []string // further flags of serve
 	cri.Service
-	t         *testing.T
-	root, run string
-	cmd       *exec.Cmd
-	conn      io.Closer
-	log       *os.File
-	serial    atomic.Int64
+	cmd    *exec.Cmd
+	conn   io.Closer
+	log    *os.File
+	serial atomic.Int64
 }
 
 func newNode(t *testing.T, serve ...string) *node {
@@ -87,14 +48,8 @@ func newNode(t *testing.T, serve ...string) *node {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	n := &node{t: t, serve: serve, root: filepath.Join(dir, "r"), run: filepath.Join(dir, "n")}
-	tar := filepath.Join(dir, "image.tar")
-	if out, err := exec.Command("../../examples/demo/image.sh", image, tar).CombinedOutput(); err != nil {
-		t.Fatalf("making the image: %v\n%s", err, out)
-	}
-	if out, err := n.command("image", "load", tar).CombinedOutput(); err != nil {
-		t.Fatalf("image load: %v\n%s", err, out)
-	}
+	n := &node{Machine: harness.New(t, dir), serve: serve}
+	n.LoadDemo()
 	if n.log, err = os.Create(filepath.Join(dir, "log")); err != nil {
 		t.Fatal(err)
 	}
@@ -113,21 +68,14 @@ func newNode(t *testing.T, serve ...string) *node {
 	return n
 }
 
-func (n *node) command(args ...string) *exec.Cmd {
-	cmd := exec.Command("/proc/self/exe", append([]string{"--root", n.root, "--run", n.run}, args...)...)
-	cmd.Env = append(os.Environ(), role+"=unipod")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	return cmd
-}
-
-func (n *node) socket() string { return filepath.Join(n.run, "cri.sock") }
+func (n *node) socket() string { return filepath.Join(n.Run, "cri.sock") }
 
 func (n *node) start() {
-	n.t.Helper()
-	n.cmd = n.command(append([]string{"serve", "--only", "cri", "--cgroup-parent", "/" + filepath.Base(filepath.Dir(n.root))}, n.serve...)...)
+	n.T.Helper()
+	n.cmd = n.Command(append([]string{"serve", "--only", "cri", "--cgroup-parent", "/" + filepath.Base(n.Dir)}, n.serve...)...)
 	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
 	if err := n.cmd.Start(); err != nil {
-		n.t.Fatal(err)
+		n.T.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -139,7 +87,7 @@ func (n *node) start() {
 		}
 		if ctx.Err() != nil {
 			b, _ := os.ReadFile(n.log.Name())
-			n.t.Fatalf("the node doesn't answer: %v\n%s", err, b)
+			n.T.Fatalf("the node doesn't answer: %v\n%s", err, b)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
@@ -147,26 +95,26 @@ func (n *node) start() {
 
 // end ends the node's process, and nothing else.
 func (n *node) end(sig syscall.Signal) {
-	n.t.Helper()
+	n.T.Helper()
 	n.conn.Close()
 	n.cmd.Process.Signal(sig)
 	err := n.cmd.Wait()
 	var exit *exec.ExitError
 	if sig == syscall.SIGTERM && err != nil || err != nil && !errors.As(err, &exit) {
-		n.t.Errorf("the node ended: %v", err)
+		n.T.Errorf("the node ended: %v", err)
 	}
 }
 
 func (n *node) clear() {
-	n.t.Helper()
+	n.T.Helper()
 	list, err := n.ListPodSandbox(context.Background(), &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {
-		n.t.Error(err)
+		n.T.Error(err)
 		return
 	}
 	for _, s := range list.Items {
 		if _, err := n.RemovePodSandbox(context.Background(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.Id}); err != nil {
-			n.t.Error(err)
+			n.T.Error(err)
 		}
 	}
 }
@@ -181,7 +129,7 @@ func (n *node) pod(ctx context.Context) (*pod, error) {
 	name := fmt.Sprintf("p%d", n.serial.Add(1))
 	c := &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "test", Uid: "uid-" + name},
-		LogDirectory: filepath.Join(n.root, "logs", name),
+		LogDirectory: filepath.Join(n.Root, "logs", name),
 		Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
 			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
 		}},
@@ -214,7 +162,7 @@ func (n *node) create(ctx context.Context, p *pod, script string, mod ...func(*r
 
 // mustStart makes a pod with one running container.
 func (n *node) mustStart(script string, mod ...func(*runtimeapi.ContainerConfig)) (p *pod, id string) {
-	n.t.Helper()
+	n.T.Helper()
 	ctx := context.Background()
 	p, err := n.pod(ctx)
 	if err == nil {
@@ -224,44 +172,44 @@ func (n *node) mustStart(script string, mod ...func(*runtimeapi.ContainerConfig)
 		_, err = n.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id})
 	}
 	if err != nil {
-		n.t.Fatal(err)
+		n.T.Fatal(err)
 	}
 	return p, id
 }
 
 func (n *node) status(id string) *runtimeapi.ContainerStatus {
-	n.t.Helper()
+	n.T.Helper()
 	resp, err := n.ContainerStatus(context.Background(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
 	if err != nil {
-		n.t.Fatal(err)
+		n.T.Fatal(err)
 	}
 	return resp.Status
 }
 
 func (n *node) wait(id string) *runtimeapi.ContainerStatus {
-	n.t.Helper()
+	n.T.Helper()
 	for range 2000 {
 		if st := n.status(id); st.State == runtimeapi.ContainerState_CONTAINER_EXITED {
 			return st
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	n.t.Fatalf("container %s does not end", id)
+	n.T.Fatalf("container %s does not end", id)
 	return nil
 }
 
 // output is what a container has logged.
 func (n *node) output(id string) string {
-	n.t.Helper()
+	n.T.Helper()
 	b, err := os.ReadFile(n.status(id).LogPath)
 	if err != nil {
-		n.t.Fatal(err)
+		n.T.Fatal(err)
 	}
 	var out strings.Builder
 	for line := range strings.Lines(string(b)) {
 		f := strings.SplitN(line, " ", 4)
 		if len(f) != 4 {
-			n.t.Fatalf("a malformed log line: %q", line)
+			n.T.Fatalf("a malformed log line: %q", line)
 		}
 		out.WriteString(f[3])
 	}

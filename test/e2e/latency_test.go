@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"unipod.dev/unipod/test/harness"
 )
 
 // tellers is a directory of the host that containers make files in, and the
@@ -47,18 +49,18 @@ func (t *tellers) next() time.Time {
 }
 
 // benchNode is a node that keeps the pods of a directory.
-func benchNode(b *testing.B) (n *node, serve *background, manifests string) {
+func benchNode(b *testing.B) (n *node, serve *harness.Process, manifests string) {
 	b.Helper()
 	n = newNode(b)
-	manifests = filepath.Join(filepath.Dir(n.root), "manifests")
+	manifests = filepath.Join(n.Dir, "manifests")
 	if err := os.MkdirAll(manifests, 0o755); err != nil {
 		b.Fatal(err)
 	}
-	serve = n.start("serve", "--manifests", manifests)
-	serve.until("serving the Kubernetes API")
+	serve = n.Start("serve", "--manifests", manifests)
+	serve.Says("serving the Kubernetes API")
 	b.Cleanup(func() {
-		serve.signal(syscall.SIGTERM)
-		serve.code()
+		serve.Signal(syscall.SIGTERM)
+		serve.Code()
 	})
 	return n, serve, manifests
 }
@@ -110,12 +112,12 @@ func BenchmarkManifest(b *testing.B) {
 }
 
 // end takes a pod's manifest away and waits for its end.
-func (n *node) end(serve *background, name string) {
-	n.t.Helper()
-	if err := os.Remove(filepath.Join(filepath.Dir(n.root), "manifests", name+".yaml")); err != nil {
-		n.t.Fatal(err)
+func (n *node) end(serve *harness.Process, name string) {
+	n.T.Helper()
+	if err := os.Remove(filepath.Join(n.Dir, "manifests", name+".yaml")); err != nil {
+		n.T.Fatal(err)
 	}
-	serve.until(`msg="pod removed" pod=default/` + name + " ")
+	serve.Says(`msg="pod removed" pod=default/` + name + " ")
 }
 
 // BenchmarkRestart is the time from what a container does last before its

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"unipod.dev/unipod/internal/anatomy"
+	"unipod.dev/unipod/test/harness"
 )
 
 // body gets a page; the test fails when there is none.
@@ -31,10 +32,10 @@ func body(t *testing.T, url string) string {
 // TestDemo plays the demo and looks at it in every way there is.
 func TestDemo(t *testing.T) {
 	n := newNode(t)
-	play := n.start("play", "../../examples/demo/pod.yaml")
-	play.until("demo/prepare | prepared")
-	play.until("Running, ready")
-	play.until("demo/clock   | page number 1")
+	play := n.Start("play", "../../examples/demo/pod.yaml")
+	play.Says("demo/prepare | prepared")
+	play.Says("Running, ready")
+	play.Says("demo/clock   | page number 1")
 
 	var pod anatomy.Pod
 	n.get(&pod, "anatomy", "demo", "-o", "json", "--recipe")
@@ -48,7 +49,7 @@ func TestDemo(t *testing.T) {
 		}
 	}
 	checkAnatomy(t, &pod)
-	if code, tree := n.do("anatomy", "default/demo", "--recipe"); code != 0 || !strings.Contains(tree, "container web  Running") || !strings.Contains(tree, "execve") {
+	if code, tree := n.Do("anatomy", "default/demo", "--recipe"); code != 0 || !strings.Contains(tree, "container web  Running") || !strings.Contains(tree, "execve") {
 		t.Errorf("anatomy: code %d\n%s", code, tree)
 	}
 	var pods []struct {
@@ -60,17 +61,17 @@ func TestDemo(t *testing.T) {
 	if len(pods) != 1 || pods[0].Name != "demo" || len(pods[0].IPs) == 0 || pods[0].IPs[0] != address || len(pods[0].Containers) != 3 {
 		t.Errorf("ps: %+v", pods)
 	}
-	if code, out := n.do("logs", "demo", "-c", "prepare"); code != 0 || out != "prepared 58 bytes on demo\n" {
+	if code, out := n.Do("logs", "demo", "-c", "prepare"); code != 0 || out != "prepared 58 bytes on demo\n" {
 		t.Errorf("logs: code %d, %q", code, out)
 	}
-	if code, out := n.do("exec", "demo", "-c", "web", "--", "sh", "-c", "hostname; cat /proc/1/comm; exit 7"); code != 7 || !strings.HasPrefix(out, "demo\npause\n") {
+	if code, out := n.Do("exec", "demo", "-c", "web", "--", "sh", "-c", "hostname; cat /proc/1/comm; exit 7"); code != 7 || !strings.HasPrefix(out, "demo\npause\n") {
 		t.Errorf("exec: code %d, %q", code, out)
 	}
-	if code, out := n.do("get", "pod", "demo", "-o", "jsonpath={.status.phase}"); code != 0 || out != "Running" {
+	if code, out := n.Do("get", "pod", "demo", "-o", "jsonpath={.status.phase}"); code != 0 || out != "Running" {
 		t.Errorf("get: code %d, %q", code, out)
 	}
-	play.signal(os.Interrupt)
-	if code := play.code(); code != 130 {
+	play.Signal(os.Interrupt)
+	if code := play.Code(); code != 130 {
 		t.Errorf("play ended with code %d", code)
 	}
 	// That a sidecar ends last is in the logs of test/scenario's; here both ends
@@ -150,7 +151,7 @@ func TestExitCodes(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			path := n.file("pod.yaml", fmt.Sprintf(podHead, tc.policy)+tc.containers)
-			if code, out := n.do("play", path); code != tc.code || !strings.Contains(out, tc.says) {
+			if code, out := n.Do("play", path); code != tc.code || !strings.Contains(out, tc.says) {
 				t.Errorf("code %d, want %d and %q in:\n%s", code, tc.code, tc.says, out)
 			}
 		})
@@ -159,9 +160,9 @@ func TestExitCodes(t *testing.T) {
 
 // TestBadInput: every error is told, and nothing is started, not even a node.
 func TestBadInput(t *testing.T) {
-	n := &node{t: t, root: filepath.Join(t.TempDir(), "root"), run: filepath.Join(t.TempDir(), "run")}
+	n := &node{harness.New(t, t.TempDir())}
 	path := n.file("bad.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: Not_A_Name}\nspec:\n  containers:\n  - {name: c, image: i, comand: [x]}\n---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n")
-	code, out := n.do("play", path)
+	code, out := n.Do("play", path)
 	if code != 2 {
 		t.Errorf("code %d", code)
 	}
@@ -170,15 +171,15 @@ func TestBadInput(t *testing.T) {
 			t.Errorf("no %q in:\n%s", want, out)
 		}
 	}
-	for _, dir := range []string{n.root, n.run} {
+	for _, dir := range []string{n.Root, n.Run} {
 		if _, err := os.Stat(dir); err == nil {
 			t.Errorf("%s was made", dir)
 		}
 	}
-	if code, _ := n.do("play"); code != 2 {
+	if code, _ := n.Do("play"); code != 2 {
 		t.Errorf("play without arguments: code %d", code)
 	}
-	if code, _ := n.do("nonsense"); code != 2 {
+	if code, _ := n.Do("nonsense"); code != 2 {
 		t.Errorf("a command that doesn't exist: code %d", code)
 	}
 }
@@ -187,12 +188,12 @@ func TestBadInput(t *testing.T) {
 func TestSecondInterrupt(t *testing.T) {
 	n := newNode(t)
 	path := n.file("pod.yaml", fmt.Sprintf(podHead, "Always")+container("stubborn", "trap 'echo asked' TERM; echo up; while true; do sleep 1; done"))
-	play := n.start("play", path)
-	play.until("p/stubborn | up")
-	play.signal(os.Interrupt)
-	play.until("p/stubborn | asked")
-	play.signal(os.Interrupt)
-	if code := play.code(); code != 130 {
+	play := n.Start("play", path)
+	play.Says("p/stubborn | up")
+	play.Signal(os.Interrupt)
+	play.Says("p/stubborn | asked")
+	play.Signal(os.Interrupt)
+	if code := play.Code(); code != 130 {
 		t.Errorf("code %d", code)
 	}
 }
@@ -201,12 +202,12 @@ func TestSecondInterrupt(t *testing.T) {
 func TestKilledPlay(t *testing.T) {
 	n := newNode(t)
 	long := n.file("long.yaml", fmt.Sprintf(podHead, "Always")+container("a", "echo up; sleep 1000"))
-	killed := n.start("play", long)
-	killed.until("p/a | up")
-	killed.signal(syscall.SIGKILL)
-	killed.code()
+	killed := n.Start("play", long)
+	killed.Says("p/a | up")
+	killed.Signal(syscall.SIGKILL)
+	killed.Code()
 	short := n.file("short.yaml", fmt.Sprintf(podHead, "Never")+container("a", "echo done"))
-	if code, out := n.do("play", short); code != 0 || !strings.Contains(out, "p/a | done") {
+	if code, out := n.Do("play", short); code != 0 || !strings.Contains(out, "p/a | done") {
 		t.Errorf("code %d:\n%s", code, out)
 	}
 }
@@ -214,22 +215,22 @@ func TestKilledPlay(t *testing.T) {
 // TestTwoPlays: the second uses the first's node, which stays for it.
 func TestTwoPlays(t *testing.T) {
 	n := newNode(t)
-	host := n.start("play", n.file("host.yaml", fmt.Sprintf(podHead, "Always")+container("a", "trap 'exit 0' TERM; echo up; while sleep 0.1; do :; done")))
-	host.until("p/a | up")
+	host := n.Start("play", n.file("host.yaml", fmt.Sprintf(podHead, "Always")+container("a", "trap 'exit 0' TERM; echo up; while sleep 0.1; do :; done")))
+	host.Says("p/a | up")
 	job := strings.Replace(fmt.Sprintf(podHead, "Never"), "name: p", "name: guest", 1) + container("b", "echo here; until [ -e /go/on ]; do sleep 0.1; done; echo bye") +
-		"    volumeMounts: [{name: go, mountPath: /go}]\n  volumes: [{name: go, hostPath: {path: " + filepath.Dir(n.root) + "/go, type: DirectoryOrCreate}}]\n"
-	guest := n.start("play", n.file("guest.yaml", job))
-	guest.until("guest/b | here")
-	host.signal(os.Interrupt)
-	host.until("Another play uses this node")
-	if err := os.WriteFile(filepath.Join(filepath.Dir(n.root), "go", "on"), nil, 0o644); err != nil {
+		"    volumeMounts: [{name: go, mountPath: /go}]\n  volumes: [{name: go, hostPath: {path: " + n.Dir + "/go, type: DirectoryOrCreate}}]\n"
+	guest := n.Start("play", n.file("guest.yaml", job))
+	guest.Says("guest/b | here")
+	host.Signal(os.Interrupt)
+	host.Says("Another play uses this node")
+	if err := os.WriteFile(filepath.Join(n.Dir, "go", "on"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	guest.until("guest/b | bye")
-	if code := guest.code(); code != 0 {
+	guest.Says("guest/b | bye")
+	if code := guest.Code(); code != 0 {
 		t.Errorf("the guest ended with code %d", code)
 	}
-	if code := host.code(); code != 130 {
+	if code := host.Code(); code != 130 {
 		t.Errorf("the host ended with code %d", code)
 	}
 }

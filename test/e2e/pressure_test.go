@@ -18,7 +18,7 @@ func object[T any](t *testing.T, n *node, so func(*T) bool, args ...string) *T {
 	var last []byte
 	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); pause() {
 		// Only what was asked for: a client's warnings are on standard error.
-		out, err := n.command(append([]string{"get", "-o", "json"}, args...)...).Output()
+		out, err := n.Command(append([]string{"get", "-o", "json"}, args...)...).Output()
 		var v T
 		if last = out; err == nil && json.Unmarshal(out, &v) == nil && so(&v) {
 			return &v
@@ -33,7 +33,7 @@ func object[T any](t *testing.T, n *node, so func(*T) bool, args ...string) *T {
 // disk is fuller than it may be.
 func TestPressure(t *testing.T) {
 	n := newNode(t)
-	manifests := filepath.Join(filepath.Dir(n.root), "manifests")
+	manifests := filepath.Join(n.Dir, "manifests")
 	pod := n.file("pod.yaml", `apiVersion: v1
 kind: Pod
 metadata: {name: p}
@@ -44,24 +44,24 @@ spec:
     image: IMAGE
     command: [/bin/busybox, sh, -c, sleep 1000]
 `)
-	first := n.start("serve", "--manifests", manifests)
-	first.until("serving the Kubernetes API")
+	first := n.Start("serve", "--manifests", manifests)
+	first.Says("serving the Kubernetes API")
 	for code := 1; code != 0; {
 		// The namespace's service account may be yet to come.
-		if code, _ = n.do("apply", "-f", pod); code != 0 {
+		if code, _ = n.Do("apply", "-f", pod); code != 0 {
 			pause()
 		}
 	}
 	object(t, n, func(p *v1.Pod) bool { return p.Status.Phase == v1.PodRunning }, "pod", "p")
-	first.signal(syscall.SIGTERM)
-	if code := first.code(); code != 0 {
+	first.Signal(syscall.SIGTERM)
+	if code := first.Code(); code != 0 {
 		t.Fatalf("serve ended with code %d", code)
 	}
 
 	args := []string{"serve", "--manifests", manifests, "--eviction-hard", "memory.available<100Ti",
 		"--image-gc-high-threshold", "1", "--image-gc-low-threshold", "0", "--minimum-image-ttl-duration", "0s"}
-	second := n.start(args...)
-	second.until("serving the Kubernetes API")
+	second := n.Start(args...)
+	second.Says("serving the Kubernetes API")
 	evicted := object(t, n, func(p *v1.Pod) bool { return p.Status.Phase == v1.PodFailed }, "pod", "p")
 	if s := evicted.Status; s.Reason != "Evicted" || !strings.HasPrefix(s.Message, "The node was low on resource: memory. Threshold quantity: 100Ti, available: ") ||
 		!strings.Contains(s.Message, "Container a was using ") {
@@ -73,22 +73,22 @@ spec:
 		})
 	}, "nodes")
 	// The pod's container is still there, for its logs, and so is its image.
-	if code, out := n.do("image", "ls"); code != 0 || !strings.Contains(out, "unipod-demo") {
+	if code, out := n.Do("image", "ls"); code != 0 || !strings.Contains(out, "unipod-demo") {
 		t.Errorf("images: code %d\n%s", code, out)
 	}
-	if code, out := n.do("delete", "pod", "p"); code != 0 {
+	if code, out := n.Do("delete", "pod", "p"); code != 0 {
 		t.Errorf("delete: code %d\n%s", code, out)
 	}
-	second.signal(syscall.SIGTERM)
-	if code := second.code(); code != 0 {
+	second.Signal(syscall.SIGTERM)
+	if code := second.Code(); code != 0 {
 		t.Errorf("serve ended with code %d", code)
 	}
 
-	third := n.start(args...)
-	third.until("removed an unused image")
-	if code, out := n.do("image", "ls"); code != 0 || strings.Contains(out, "unipod-demo") {
+	third := n.Start(args...)
+	third.Says("removed an unused image")
+	if code, out := n.Do("image", "ls"); code != 0 || strings.Contains(out, "unipod-demo") {
 		t.Errorf("images: code %d\n%s", code, out)
 	}
-	third.signal(syscall.SIGTERM)
-	third.code()
+	third.Signal(syscall.SIGTERM)
+	third.Code()
 }

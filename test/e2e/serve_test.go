@@ -16,52 +16,52 @@ import (
 // killed and started again, and end when their file goes.
 func TestServeRestart(t *testing.T) {
 	n := newNode(t)
-	manifests := filepath.Join(filepath.Dir(n.root), "manifests")
+	manifests := filepath.Join(n.Dir, "manifests")
 	n.file("manifests/p.yaml", fmt.Sprintf(podHead, "Always")+container("a", "trap 'exit 0' TERM; echo up; while sleep 0.1; do :; done"))
-	first := n.start("serve", "--manifests", manifests)
-	first.until("Container started")
+	first := n.Start("serve", "--manifests", manifests)
+	first.Says("Container started")
 	before := running(t, n)
 
-	first.signal(syscall.SIGKILL)
-	first.code()
+	first.Signal(syscall.SIGKILL)
+	first.Code()
 	var between anatomy.Pod
 	n.get(&between, "anatomy", "p", "-o", "json")
 	if between.State != "Ready" || between.Containers[0].Process == nil || between.Containers[0].Process.PID != before.Containers[0].Process.PID {
 		t.Fatalf("the pod noticed that the node was killed: %+v", between)
 	}
 
-	second := n.start("serve", "--manifests", manifests)
-	second.until("serving the Kubernetes API")
+	second := n.Start("serve", "--manifests", manifests)
+	second.Says("serving the Kubernetes API")
 	after := running(t, n)
 	if after.SandboxID != before.SandboxID || after.Containers[0].ID != before.Containers[0].ID || after.Containers[0].Process.PID != before.Containers[0].Process.PID {
 		t.Errorf("the pod was made anew:\nbefore %+v\nafter  %+v", before, after)
 	}
 	// The node that adopted it serves it: its exec, its logs.
 	// Its mirror is in the API once the files have been read.
-	if code, out := n.do("wait", "--for=create", "--timeout=60s", "pod/p"); code != 0 {
+	if code, out := n.Do("wait", "--for=create", "--timeout=60s", "pod/p"); code != 0 {
 		t.Fatalf("wait: code %d, %s", code, out)
 	}
-	if code, out := n.do("exec", "p", "--", "echo", "adopted"); code != 0 || out != "adopted\n" {
+	if code, out := n.Do("exec", "p", "--", "echo", "adopted"); code != 0 || out != "adopted\n" {
 		t.Errorf("exec: code %d, %q", code, out)
 	}
-	if code, out := n.do("logs", "p"); code != 0 || out != "up\n" {
+	if code, out := n.Do("logs", "p"); code != 0 || out != "up\n" {
 		t.Errorf("logs: code %d, %q", code, out)
 	}
 	// A play beside it uses the node that is there.
 	path := n.file("job.yaml", strings.Replace(fmt.Sprintf(podHead, "Never"), "name: p", "name: job", 1)+container("a", "echo guest"))
-	if code, out := n.do("play", path); code != 0 || !strings.Contains(out, "job/a | guest") {
+	if code, out := n.Do("play", path); code != 0 || !strings.Contains(out, "job/a | guest") {
 		t.Errorf("play beside serve: code %d\n%s", code, out)
 	}
 	if err := os.Remove(filepath.Join(manifests, "p.yaml")); err != nil {
 		t.Fatal(err)
 	}
-	second.until("Stopping container")
+	second.Says("Stopping container")
 	for code := 0; code == 0; {
-		code, _ = n.do("anatomy", "p")
+		code, _ = n.Do("anatomy", "p")
 		pause()
 	}
-	second.signal(syscall.SIGTERM)
-	if code := second.code(); code != 0 {
+	second.Signal(syscall.SIGTERM)
+	if code := second.Code(); code != 0 {
 		t.Errorf("serve ended with code %d", code)
 	}
 }

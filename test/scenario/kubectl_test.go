@@ -51,12 +51,12 @@ spec:
 // in place, another's condition, force deletion.
 func TestByKubectl(t *testing.T) {
 	m := newMachine(t)
-	m.runtime(writeImage(t, m.dir))
-	serve := m.start("serve", "--manifests", m.dir+"/manifests")
-	serve.contains("serving the Kubernetes API")
+	m.runtime(writeImage(t, m.Dir))
+	serve := m.Start("serve", "--manifests", m.Dir+"/manifests")
+	serve.Says("serving the Kubernetes API")
 	must := func(args ...string) {
 		t.Helper()
-		if code, out := m.do(args...); code != 0 {
+		if code, out := m.Do(args...); code != 0 {
 			t.Fatalf("%v: code %d\n%s", args, code, out)
 		}
 	}
@@ -64,7 +64,7 @@ func TestByKubectl(t *testing.T) {
 	until := func(want string, args ...string) {
 		t.Helper()
 		for deadline := time.Now().Add(giveUp); ; time.Sleep(100 * time.Millisecond) {
-			out := m.answer(args...)
+			out := m.Answer(args...)
 			if out == want {
 				return
 			}
@@ -73,14 +73,14 @@ func TestByKubectl(t *testing.T) {
 			}
 		}
 	}
-	must("apply", "-f", m.file("objects.yaml", strings.ReplaceAll(objects, "IMAGE", imageName)))
+	must("apply", "-f", m.File("objects.yaml", strings.ReplaceAll(objects, "IMAGE", imageName)))
 	must("wait", "pod/debugged", "pod/resized", "pod/deaf", "--for=condition=Ready", "--timeout=60s")
 
 	// An ephemeral container joins the processes of its target, runs once, and
 	// leaves the pod as it was.
 	must("debug", "debugged", "--image="+imageName, "--target=app", "-c", "look", "--", "sh", "-c", "cat /proc/1/comm; exit 3")
 	until("3", "get", "pod", "debugged", "-o", "jsonpath={.status.ephemeralContainerStatuses[0].state.terminated.exitCode}")
-	if out := m.answer("logs", "debugged", "-c", "look"); out != "server" {
+	if out := m.Answer("logs", "debugged", "-c", "look"); out != "server" {
 		t.Errorf("the ephemeral container saw %q", out)
 	}
 	until("Running 0", "get", "pod", "debugged", "-o", "jsonpath={.status.phase} {.status.containerStatuses[0].restartCount}")
@@ -96,7 +96,7 @@ func TestByKubectl(t *testing.T) {
 	must("patch", "pod", "resized", "--subresource=resize", "-p", `{"spec":{"containers":[{"name":"app","resources":{"requests":{"cpu":"200m"},"limits":{"cpu":"200m"}}}]}}`)
 	until("200m 1", "get", "pod", "resized", "-o", "jsonpath={.status.containerStatuses[0].resources.limits.cpu} {.status.containerStatuses[0].restartCount}")
 	// What was asked for and what was seen of it are the same generation.
-	generation := m.answer("get", "pod", "resized", "-o", "jsonpath={.metadata.generation}")
+	generation := m.Answer("get", "pod", "resized", "-o", "jsonpath={.metadata.generation}")
 	until(generation+" "+generation, "get", "pod", "resized", "-o", `jsonpath={.status.observedGeneration} {.status.conditions[?(@.type=="Ready")].observedGeneration}`)
 
 	// A readiness gate is opened by whoever owns its condition.
@@ -107,9 +107,9 @@ func TestByKubectl(t *testing.T) {
 	// Force deletion waits for nobody: not for the app, whose grace is long.
 	must("delete", "pod", "deaf", "--force", "--grace-period=0", "--wait=false")
 	must("wait", "pod/deaf", "--for=delete", "--timeout=60s")
-	if m.endpoint == "" {
+	if m.Endpoint == "" {
 		for deadline := time.Now().Add(giveUp); ; time.Sleep(100 * time.Millisecond) {
-			if code, _ := m.do("anatomy", "deaf"); code != 0 {
+			if code, _ := m.Do("anatomy", "deaf"); code != 0 {
 				break
 			}
 			if time.Now().After(deadline) {

@@ -1,7 +1,6 @@
 package scenario
 
 import (
-	"bufio"
 	"fmt"
 	"net"
 	"os"
@@ -94,14 +93,14 @@ func (p phased) manifest(marks, registry string) string {
 // life; the next one carries on.
 func TestNodeKilled(t *testing.T) {
 	m := newMachine(t)
-	m.runtime(writeImage(t, m.dir))
-	marks, manifests := filepath.Join(m.dir, "marks"), filepath.Join(m.dir, "manifests")
+	m.runtime(writeImage(t, m.Dir))
+	marks, manifests := filepath.Join(m.Dir, "marks"), filepath.Join(m.Dir, "manifests")
 	if err := os.Mkdir(marks, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	registry := hangingRegistry(t)
 	for _, p := range phases {
-		m.file("manifests/"+p.name+".yaml", p.manifest(marks, registry.Addr().String()))
+		m.File("manifests/"+p.name+".yaml", p.manifest(marks, registry.Addr().String()))
 	}
 	marked := func(name string) string {
 		text, err := os.ReadFile(filepath.Join(marks, name))
@@ -123,9 +122,9 @@ func TestNodeKilled(t *testing.T) {
 		}
 	}
 
-	first := m.start("serve", "--manifests", manifests)
+	first := m.Start("serve", "--manifests", manifests)
 	reach("before", func(p phased) string { return p.before })
-	first.contains("Back-off restarting failed container")
+	first.Says("Back-off restarting failed container")
 	if _, err := registry.Accept(); err != nil { // and the pull is under way
 		t.Fatal(err)
 	}
@@ -135,14 +134,14 @@ func TestNodeKilled(t *testing.T) {
 	for marked("terminating") != "up\nasked" {
 		time.Sleep(20 * time.Millisecond)
 	}
-	first.signal(syscall.SIGKILL)
-	first.code()
+	first.Signal(syscall.SIGKILL)
+	first.Code()
 
-	m.file("marks/killed", "")
+	m.File("marks/killed", "")
 	time.Sleep(500 * time.Millisecond) // what ends while nobody looks, ends
-	second := m.start("serve", "--manifests", manifests)
-	second.contains("serving the Kubernetes API")
-	m.file("marks/back", "")
+	second := m.Start("serve", "--manifests", manifests)
+	second.Says("serving the Kubernetes API")
+	m.File("marks/back", "")
 	reach("after", func(p phased) string { return p.after })
 	if _, err := registry.Accept(); err != nil { // it is pulled again
 		t.Fatal(err)
@@ -155,7 +154,7 @@ func TestNodeKilled(t *testing.T) {
 		}
 	}
 	for deadline := time.Now().Add(giveUp); ; time.Sleep(50 * time.Millisecond) {
-		left, err := filepath.Glob(filepath.Join(m.root, "pods", "*"))
+		left, err := filepath.Glob(filepath.Join(m.Root, "pods", "*"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -167,11 +166,11 @@ func TestNodeKilled(t *testing.T) {
 		}
 	}
 	reach("at the end", func(p phased) string { return p.after })
-	second.signal(syscall.SIGTERM)
-	if code := second.code(); code != 0 {
+	second.Signal(syscall.SIGTERM)
+	if code := second.Code(); code != 0 {
 		t.Errorf("serve ended with code %d", code)
 	}
-	m.nothingMounted()
+	m.NothingMounted()
 }
 
 // hangingRegistry accepts connections and says nothing.
@@ -183,19 +182,4 @@ func hangingRegistry(t *testing.T) net.Listener {
 	}
 	t.Cleanup(func() { l.Close() })
 	return l
-}
-
-// nothingMounted fails the test when a mount of the machine's pods is left.
-func (m *machine) nothingMounted() {
-	m.t.Helper()
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if strings.Contains(lines.Text(), m.root) || strings.Contains(lines.Text(), m.run) {
-			m.t.Errorf("a mount is left: %s", lines.Text())
-		}
-	}
 }

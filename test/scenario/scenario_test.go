@@ -59,10 +59,10 @@ func load(t *testing.T, runtime string) []scenario {
 // one play, those that are interrupted in another.
 func TestScenarios(t *testing.T) {
 	m := newMachine(t)
-	runtime := m.runtime(writeImage(t, m.dir))
+	runtime := m.runtime(writeImage(t, m.Dir))
 	if runtime == "unipod" {
-		serve := m.start("serve", "--manifests", filepath.Join(m.dir, "manifests"))
-		serve.contains("serving the Kubernetes API")
+		serve := m.Start("serve", "--manifests", filepath.Join(m.Dir, "manifests"))
+		serve.Says("serving the Kubernetes API")
 	}
 	var ending, interrupted []scenario
 	for _, s := range load(t, runtime) {
@@ -120,9 +120,9 @@ func (m *machine) play(group []scenario) *result {
 	for _, s := range group {
 		args = append(args, s.file)
 	}
-	p := m.start(args...)
+	p := m.StartApart(args...)
 	r := &result{lives: map[string]timeline.Timeline{}, logs: map[string][]string{}, late: map[string]string{}}
-	interrupt := sync.OnceFunc(func() { p.signal(syscall.SIGINT) })
+	interrupt := sync.OnceFunc(func() { p.Signal(syscall.SIGINT) })
 	timer := time.AfterFunc(giveUp, interrupt)
 	defer timer.Stop()
 	var shown sync.WaitGroup
@@ -132,7 +132,7 @@ func (m *machine) play(group []scenario) *result {
 		for _, a := range s.acts {
 			waits = waits || a.what == "interrupt"
 			shown.Go(func() {
-				if !p.until(func(line string) bool {
+				if !p.Until(func(line string) bool {
 					rest, ok := of(s.name, line)
 					return ok && strings.Contains(rest, a.after)
 				}, a.times) {
@@ -153,16 +153,16 @@ func (m *machine) play(group []scenario) *result {
 			interrupt()
 		}()
 	}
-	p.code()
+	p.Code()
 	shown.Wait()
 	var lives []timeline.Timeline
-	if err := json.Unmarshal(p.out.Bytes(), &lives); err != nil {
-		m.t.Errorf("the play's timelines: %v\n%s", err, p.out.String())
+	if err := json.Unmarshal(p.Output(), &lives); err != nil {
+		m.T.Errorf("the play's timelines: %v\n%s", err, p.Output())
 	}
 	for _, l := range lives {
 		r.lives[l.Name] = l
 	}
-	for _, line := range p.printed() {
+	for _, line := range p.Lines() {
 		if f := aLine.FindStringSubmatch(line); f != nil && f[3] == "|" {
 			key := f[1] + "/" + f[2]
 			r.logs[key] = append(r.logs[key], strings.TrimSpace(f[4]))
@@ -174,16 +174,16 @@ func (m *machine) play(group []scenario) *result {
 // killPause kills the parent of all that is in a pod.
 func (m *machine) killPause(name string) {
 	var pod anatomy.Pod
-	if err := m.get(&pod, "anatomy", name, "-o", "json"); err != nil {
-		m.t.Error(err)
+	if err := m.Get(&pod, "anatomy", name, "-o", "json"); err != nil {
+		m.T.Error(err)
 		return
 	}
 	if pod.Pause == nil {
-		m.t.Errorf("%s has no pause", name)
+		m.T.Errorf("%s has no pause", name)
 		return
 	}
 	if err := syscall.Kill(pod.Pause.PID, syscall.SIGKILL); err != nil {
-		m.t.Errorf("killing the pause of %s: %v", name, err)
+		m.T.Errorf("killing the pause of %s: %v", name, err)
 	}
 }
 

@@ -48,7 +48,7 @@ func TestSoak(t *testing.T) {
 	m := newMachine(t)
 	quiet := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
 	s := &soak{t: t, m: m, groups: "/unipod-soak-" + strconv.Itoa(os.Getpid())}
-	n, err := node.Open(t.Context(), node.Config{Root: m.root, Run: m.run, CgroupParent: s.groups, Log: quiet})
+	n, err := node.Open(t.Context(), node.Config{Root: m.Root, Run: m.Run, CgroupParent: s.groups, Log: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,11 +57,11 @@ func TestSoak(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if _, err := n.Images().LoadPath(t.Context(), writeImage(t, m.dir), "", nil); err != nil {
+	if _, err := n.Images().LoadPath(t.Context(), writeImage(t, m.Dir), "", nil); err != nil {
 		t.Fatal(err)
 	}
 	s.Engine, err = engine.New(engine.Config{
-		CRI: n.CRI(), Dir: filepath.Join(m.root, "pods"), LogDir: filepath.Join(m.root, "logs"), CgroupRoot: s.groups, Logger: quiet,
+		CRI: n.CRI(), Dir: filepath.Join(m.Root, "pods"), LogDir: filepath.Join(m.Root, "logs"), CgroupRoot: s.groups, Logger: quiet,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -177,16 +177,16 @@ func (s *soak) measure() map[string]int {
 		counts[what] = len(entries)
 	}
 	list("descriptors", "/proc/self/fd")
-	list("sandboxes", filepath.Join(s.m.run, "sandboxes"))
-	list("containers", filepath.Join(s.m.run, "containers"))
-	list("layers", filepath.Join(s.m.root, "containers"))
-	list("pods", filepath.Join(s.m.root, "pods"))
-	list("logs", filepath.Join(s.m.root, "logs"))
+	list("sandboxes", filepath.Join(s.m.Run, "sandboxes"))
+	list("containers", filepath.Join(s.m.Run, "containers"))
+	list("layers", filepath.Join(s.m.Root, "containers"))
+	list("pods", filepath.Join(s.m.Root, "pods"))
+	list("logs", filepath.Join(s.m.Root, "logs"))
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	counts["mounts"] = strings.Count(string(mounts), s.m.dir)
+	counts["mounts"] = strings.Count(string(mounts), s.m.Dir)
 	links, err := netlink.LinkList()
 	if err != nil {
 		s.t.Fatal(err)

@@ -124,34 +124,29 @@ func immutable(obj runtime.Object) bool {
 
 // listWatch asks for one object alone.
 func (s *Source) listWatch(k key) (cache.ListerWatcher, runtime.Object) {
-	only := func(o *metav1.ListOptions) {
-		o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, k.name).String()
+	api := s.cfg.Client.CoreV1()
+	if k.kind == secretKind {
+		return only(api.Secrets(k.namespace), k.name, s.cfg.Client), &v1.Secret{}
 	}
-	lw := &cache.ListWatch{}
-	var example runtime.Object
-	switch k.kind {
-	case secretKind:
-		example = &v1.Secret{}
-		api := s.cfg.Client.CoreV1().Secrets(k.namespace)
-		lw.ListWithContextFunc = func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			only(&o)
+	return only(api.ConfigMaps(k.namespace), k.name, s.cfg.Client), &v1.ConfigMap{}
+}
+
+// lister is what a typed client has for lists of L.
+type lister[L runtime.Object] interface {
+	List(context.Context, metav1.ListOptions) (L, error)
+	Watch(context.Context, metav1.ListOptions) (watch.Interface, error)
+}
+
+func only[L runtime.Object](api lister[L], name string, client any) cache.ListerWatcher {
+	selector := fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()
+	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.FieldSelector = selector
 			return api.List(ctx, o)
-		}
-		lw.WatchFuncWithContext = func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			only(&o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.FieldSelector = selector
 			return api.Watch(ctx, o)
-		}
-	case configMapKind:
-		example = &v1.ConfigMap{}
-		api := s.cfg.Client.CoreV1().ConfigMaps(k.namespace)
-		lw.ListWithContextFunc = func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			only(&o)
-			return api.List(ctx, o)
-		}
-		lw.WatchFuncWithContext = func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			only(&o)
-			return api.Watch(ctx, o)
-		}
-	}
-	return cache.ToListWatcherWithWatchListSemantics(lw, s.cfg.Client), example
+		},
+	}, client)
 }

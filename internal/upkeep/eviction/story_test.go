@@ -1,11 +1,8 @@
 package eviction
 
 import (
-	"flag"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,9 +14,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 	"k8s.io/utils/ptr"
-)
 
-var update = flag.Bool("update", false, "rewrite the outcomes in testdata")
+	"unipod.dev/unipod/test/golden"
+)
 
 // TestStories plays testdata/*.txt: what a node has left over time, then
 // "----", then what becomes of it.
@@ -30,29 +27,7 @@ var update = flag.Bool("update", false, "rewrite the outcomes in testdata")
 //	pod <name> [priority=<n>] [grace=<s>] [critical] [<resource>=<request>/<use>]...
 //	    a pod of one container: memory, layer, logs, inodes, pids; emptydir=<limit>/<use>, storage=<limit>
 //	at <time> [memory|nodefs|imagefs|inodes|imageinodes|pids=<left>/<all>]...
-func TestStories(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no stories: %v", err)
-	}
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			script, want, _ := strings.Cut(string(text), "\n----\n")
-			got := play(t, script)
-			if *update {
-				if err := os.WriteFile(file, []byte(script+"\n----\n"+got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			} else if got != want {
-				t.Errorf("want\n%s\ngot\n%s", want, got)
-			}
-		})
-	}
-}
+func TestStories(t *testing.T) { golden.Stories(t, play) }
 
 type world struct {
 	hard, soft, grace, reclaim map[string]string
