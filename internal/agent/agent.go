@@ -38,7 +38,7 @@ import (
 
 // Engine is what the agent asks of internal/engine.
 type Engine interface {
-	Apply(pod *v1.Pod) error
+	Apply(pod *v1.Pod, from engine.Origin) error
 	Delete(uid types.UID, grace *time.Duration)
 	Watch(ctx context.Context) <-chan engine.Event
 	CleanOrphans(ctx context.Context, keep func(types.UID) bool) error

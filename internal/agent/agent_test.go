@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -125,7 +127,13 @@ func (l *lab) start() {
 	sources := objects.New(objects.Config{Client: api, Informers: shared, Node: l.node, Log: log})
 	cfg := engine.Config{
 		CRI: l.rt, Dir: filepath.Join(l.dir, "pods"), LogDir: filepath.Join(l.dir, "logs"), NodeName: l.node,
-		Objects: sources, Services: sources.Services, Logger: log,
+		Services: sources.Services, Logger: log,
+		ObjectsOf: func(from engine.Origin) engine.Objects {
+			if _, ok := from.Manifests(); ok {
+				return ofManifests{}
+			}
+			return sources
+		},
 	}
 	cfg.Node.HostIPs = []string{"192.0.2.1"}
 	cfg.Volumes.Token, cfg.Volumes.Claim = sources.Token, sources.Claim
@@ -157,6 +165,14 @@ func (l *lab) start() {
 	case <-time.After(20 * time.Second):
 		l.t.Fatal("the agent doesn't get ready")
 	}
+}
+
+// ofManifests are the objects of the node's own manifests: any Secret there
+// could be.
+type ofManifests struct{ engine.Objects }
+
+func (ofManifests) Secret(_, name string) (*v1.Secret, error) {
+	return &v1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}, Data: map[string][]byte{"word": []byte("of the machine")}}, nil
 }
 
 // ready is a runtime that says it is.
@@ -367,7 +383,7 @@ func static(l *lab, uid, name string) *v1.Pod {
 
 func TestMirror(t *testing.T) {
 	l := newLab(t, nil)
-	if err := l.engine.Apply(static(l, "aaaa", "static")); err != nil {
+	if err := l.engine.Apply(static(l, "aaaa", "static"), engine.FromManifests("/manifests")); err != nil {
 		t.Fatal(err)
 	}
 	first := l.await("static", "ready", isReady)
@@ -395,18 +411,79 @@ func TestMirror(t *testing.T) {
 	l.await("static", "gone", nil)
 }
 
-// An author of the API can't pass a pod off as the node's own.
-func TestForgedMarks(t *testing.T) {
+// askSecret has a container ask for a Secret that only manifests have.
+func askSecret(p *v1.Pod) {
+	p.Spec.Containers[0].Env = []v1.EnvVar{{Name: "WORD", ValueFrom: &v1.EnvVarSource{SecretKeyRef: &v1.SecretKeySelector{
+		LocalObjectReference: v1.LocalObjectReference{Name: "machine"}, Key: "word"}}}}
+}
+
+// An author of the API can't pass a pod off as one of the node's own manifests,
+// whose pods may see Secrets that aren't the API's: not by its annotations, not
+// over a restart of the node, and not as a mirror.
+func TestForgedOrigin(t *testing.T) {
 	l := newLab(t, nil)
+	forged := map[string]string{
+		"unipod.dev/manifests": "/manifests", kubetypes.ConfigSourceAnnotationKey: kubetypes.FileSource, "example.com/kept": "yes",
+	}
 	pod := l.pod("web", func(p *v1.Pod) {
-		p.Annotations = map[string]string{
-			"unipod.dev/manifests": "/etc/unipod/manifests", kubetypes.ConfigSourceAnnotationKey: kubetypes.FileSource, "example.com/kept": "yes",
-		}
+		p.Annotations = forged
+		askSecret(p)
 	})
-	l.await("web", "ready", isReady)
-	got, ok := l.engine.Get(pod.UID)
-	if !ok || got.Annotations["unipod.dev/manifests"] != "" || kubetypes.IsStaticPod(got) || got.Annotations["example.com/kept"] != "yes" {
-		t.Errorf("the engine's pod: %+v", got)
+	mirror := static(l, "bbbb", "mirror")
+	mirror.UID, mirror.Spec.NodeName = "", l.node
+	maps.Copy(mirror.Annotations, forged)
+	mirror.Annotations[v1.MirrorPodAnnotationKey] = "bbbb"
+	mirror, err := api.CoreV1().Pods(l.ns).Create(t.Context(), mirror, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := func(p *v1.Pod) bool {
+		return len(p.Status.ContainerStatuses) == 1 && p.Status.ContainerStatuses[0].State.Waiting != nil &&
+			p.Status.ContainerStatuses[0].State.Waiting.Reason == "CreateContainerConfigError"
+	}
+	check := func(life string) {
+		t.Helper()
+		l.await("web", "refused", refused)
+		got, ok := l.engine.Get(pod.UID)
+		if !ok || kubetypes.IsStaticPod(got) || got.Annotations["example.com/kept"] != "yes" || !refused(got) {
+			t.Errorf("%s, the engine's pod: %+v", life, got)
+		}
+		if _, ok := l.engine.Get(mirror.UID); ok {
+			t.Errorf("%s, a mirror is a pod", life)
+		}
+		list, err := l.rt.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range list.Items {
+			if source, ok := engine.OriginOf(s).Manifests(); ok {
+				t.Errorf("%s, the sandbox of %s says that it is one of %s", life, s.Metadata.Name, source)
+			}
+		}
+	}
+	check("first")
+	// Nor does it come in under the name of a pod that is there.
+	if err := l.engine.Apply(static(l, string(pod.UID), "web"), engine.FromManifests("/manifests")); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("a pod of another origin with its UID: %v", err)
+	}
+	l.end()
+	l.start()
+	check("second")
+	// One of the manifests does see it. (It has no mirror: the API lets none
+	// refer to Secrets.)
+	own := static(l, "aaaa", "own")
+	askSecret(own)
+	if err := l.engine.Apply(own, engine.FromManifests("/manifests")); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		got, ok := l.engine.Get("aaaa")
+		if ok && isReady(got) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the manifests' own pod: %+v", got.Status)
+		}
 	}
 }
 

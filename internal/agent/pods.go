@@ -12,6 +12,8 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/lifecycle"
 	kubetypes "k8s.io/kubernetes/pkg/kubelet/types"
 	"k8s.io/utils/ptr"
+
+	"unipod.dev/unipod/internal/engine"
 )
 
 // entry is a pod of the API as the agent last saw it.
@@ -68,7 +70,7 @@ func (a *Agent) seen(obj any) {
 }
 
 func (a *Agent) apply(e *entry) {
-	if err := a.cfg.Engine.Apply(asKubelet(e.given, e.since)); err != nil {
+	if err := a.cfg.Engine.Apply(asKubelet(e.given, e.since), engine.FromAPI()); err != nil {
 		// The API's validation is stricter than the engine's.
 		a.log.Error("giving a pod to the engine", "pod", e.pod.Namespace+"/"+e.pod.Name, "uid", string(e.pod.UID), "err", err)
 	}
@@ -160,13 +162,13 @@ func foreign(pod *v1.Pod) []v1.PodCondition {
 	})
 }
 
-// ourMarks is the domain of the annotations by which the node knows whose a
-// pod is.
+// ourMarks is the domain of the annotations by which the node and its commands
+// know whose a sandbox is.
 const ourMarks = "unipod.dev/"
 
 // asKubelet is a pod of the API as kubelet hands it on: marked with where it
 // comes from. Whatever its author wrote there, or among the node's own marks,
-// must not pass for the node's word: other sources' pods may see more.
+// must not pass for the node's word.
 func asKubelet(pod *v1.Pod, since string) *v1.Pod {
 	marked := *pod
 	marked.Annotations = maps.Clone(pod.Annotations)

@@ -24,7 +24,6 @@ import (
 	"unipod.dev/unipod/internal/machine"
 	"unipod.dev/unipod/internal/pki"
 	"unipod.dev/unipod/internal/shutdown"
-	"unipod.dev/unipod/internal/static"
 	"unipod.dev/unipod/internal/stats"
 	"unipod.dev/unipod/internal/upkeep"
 )
@@ -134,8 +133,8 @@ func (c *Cluster) engineConfig(api *objects.Source) (e engine.Config, err error)
 	e.Services = api.Services
 	// A manifest's pods see what is in manifests and nothing of the API, as
 	// kubelet's see none at all: who may write objects must not reach them.
-	e.ObjectsOf = func(pod *v1.Pod) engine.Objects {
-		if pod.Annotations[static.Annotation] != "" {
+	e.ObjectsOf = func(from engine.Origin) engine.Objects {
+		if _, ok := from.Manifests(); ok {
 			return c.cfg.Static
 		}
 		return api

@@ -240,6 +240,7 @@ func (w *worker) sandboxConfig(pod *v1.Pod, attempt uint32, warn bool) (*runtime
 	if err != nil {
 		return nil, err
 	}
+	w.origin.mark(config)
 	if warn {
 		for _, warning := range warnings {
 			w.record(v1.EventTypeWarning, warning.Reason, "", warning.Message)

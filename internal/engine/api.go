@@ -32,9 +32,9 @@ type Config struct {
 	// Objects finds the ConfigMaps and Secrets pods refer to. Nil means there
 	// are none.
 	Objects Objects
-	// ObjectsOf, when set, chooses by pod where its ConfigMaps and Secrets are
-	// looked for, instead of Objects.
-	ObjectsOf func(*v1.Pod) Objects
+	// ObjectsOf, when set, chooses by a pod's origin where its ConfigMaps and
+	// Secrets are looked for, instead of Objects.
+	ObjectsOf func(Origin) Objects
 	// Services are those a pod of the namespace may see in its environment;
 	// nil means there are none.
 	Services func(namespace string) []*v1.Service

@@ -64,7 +64,7 @@ func BenchmarkIdle(b *testing.B) {
 					c.ReadinessProbe = &v1.Probe{PeriodSeconds: 10, TimeoutSeconds: 1, SuccessThreshold: 1, FailureThreshold: 3,
 						ProbeHandler: v1.ProbeHandler{Exec: &v1.ExecAction{Command: []string{"true"}}}}
 				}
-				if err := e.Apply(newPod(fmt.Sprintf("p%d", i), c)); err != nil {
+				if err := e.Apply(newPod(fmt.Sprintf("p%d", i), c), FromAPI()); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -90,7 +90,7 @@ func BenchmarkStart(b *testing.B) {
 	for b.Loop() {
 		n++
 		pod := newPod(fmt.Sprintf("p%d", n), container("app"))
-		if err := e.Apply(pod); err != nil {
+		if err := e.Apply(pod, FromAPI()); err != nil {
 			b.Fatal(err)
 		}
 		awaitRunning(b, e, pod.UID)

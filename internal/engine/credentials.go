@@ -13,7 +13,7 @@ import (
 
 // credentials are those of the pod's imagePullSecrets that fit the image, and
 // the names of secrets that are missing. The runtime has the node's own.
-func (im *images) credentials(pod *v1.Pod, image string) (auths []*runtimeapi.AuthConfig, missing []string, err error) {
+func credentials(objects Objects, pod *v1.Pod, image string) (auths []*runtimeapi.AuthConfig, missing []string, err error) {
 	if len(pod.Spec.ImagePullSecrets) == 0 {
 		return nil, nil, nil
 	}
@@ -22,7 +22,7 @@ func (im *images) credentials(pod *v1.Pod, image string) (auths []*runtimeapi.Au
 		if ref.Name == "" {
 			continue
 		}
-		secret, err := im.e.cfg.ObjectsOf(pod).Secret(pod.Namespace, ref.Name)
+		secret, err := objects.Secret(pod.Namespace, ref.Name)
 		switch {
 		case apierrors.IsNotFound(err):
 			missing = append(missing, ref.Name)

@@ -66,18 +66,18 @@ func New(cfg Config) (*Engine, error) {
 	if err := os.MkdirAll(cfg.LogDir, 0o700); err != nil {
 		return nil, fmt.Errorf("engine: making the directory of logs: %w", err)
 	}
-	volumes, err := volume.New(cfg.Volumes)
-	if err != nil {
-		return nil, fmt.Errorf("engine: %w", err)
-	}
 	e := &Engine{
-		cfg:     cfg,
-		log:     cfg.Logger,
-		clock:   cfg.Clock,
-		volumes: volumes,
-		prober:  probe.New(cfg.CRI),
-		users:   &userNamespaces{dir: cfg.Dir},
-		pods:    map[PodUID]*worker{},
+		cfg:    cfg,
+		log:    cfg.Logger,
+		clock:  cfg.Clock,
+		prober: probe.New(cfg.CRI),
+		users:  &userNamespaces{dir: cfg.Dir},
+		pods:   map[PodUID]*worker{},
+	}
+	cfg.Volumes.Source = func(pod *v1.Pod) volume.Source { return e.objectsOf(pod) }
+	var err error
+	if e.volumes, err = volume.New(cfg.Volumes); err != nil {
+		return nil, fmt.Errorf("engine: %w", err)
 	}
 	e.images = newImages(e)
 	return e, nil
@@ -89,11 +89,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.ObjectsOf == nil {
 		all := c.Objects
-		c.ObjectsOf = func(*v1.Pod) Objects { return all }
+		c.ObjectsOf = func(Origin) Objects { return all }
 	}
-	objectsOf := c.ObjectsOf
-	c.Volumes.Dir, c.Volumes.Source = c.Dir, c.Objects
-	c.Volumes.SourceOf = func(pod *v1.Pod) volume.Source { return objectsOf(pod) }
+	c.Volumes.Dir = c.Dir
 	c.Node.LogDir = c.LogDir
 	c.CgroupRoot = cmp.Or(c.CgroupRoot, "/unipod")
 	c.MaxParallelPulls = cmp.Or(c.MaxParallelPulls, 3)
@@ -147,8 +145,11 @@ func (e *Engine) serve(ctx context.Context) error {
 // an earlier engine reported; the engine takes over from there. Spec and
 // metadata are copied; of a pod that is ending, only a deletion with a shorter
 // grace still has an effect. It fails when the pod has no UID, name or
-// namespace.
-func (e *Engine) Apply(pod *v1.Pod) error {
+// namespace, and when the pod is there from another origin.
+func (e *Engine) Apply(pod *v1.Pod, from Origin) error {
+	if !from.known {
+		return fmt.Errorf("pod %s/%s: it comes from nowhere: %w", pod.Namespace, pod.Name, errdefs.ErrInvalidArgument)
+	}
 	for field, value := range map[string]string{"uid": string(pod.UID), "name": pod.Name, "namespace": pod.Namespace} {
 		// They become names of directories.
 		if value == "" || value == "." || value == ".." || strings.ContainsAny(value, "/_\x00") {
@@ -158,10 +159,13 @@ func (e *Engine) Apply(pod *v1.Pod) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if w, ok := e.pods[pod.UID]; ok {
+		if w.origin != from {
+			return fmt.Errorf("pod %s/%s: there is a pod with UID %s from another source: %w", pod.Namespace, pod.Name, pod.UID, errdefs.ErrAlreadyExists)
+		}
 		w.update(pod)
 		return nil
 	}
-	w := newWorker(e, pod.DeepCopy())
+	w := newWorker(e, pod, from)
 	e.pods[pod.UID] = w
 	e.hub.publish(Event{Type: StatusChanged, Pod: w.snapshot()})
 	if e.ready {

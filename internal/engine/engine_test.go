@@ -129,7 +129,7 @@ func (b *bench) phase(uid types.UID) v1.PodPhase {
 
 func (b *bench) apply(pod *v1.Pod) {
 	b.t.Helper()
-	if err := b.Apply(pod); err != nil {
+	if err := b.Apply(pod, FromAPI()); err != nil {
 		b.t.Fatal(err)
 	}
 }
@@ -168,7 +168,7 @@ func TestApplyRefuses(t *testing.T) {
 	for _, uid := range []types.UID{"", ".", "..", "../x", "a/b", "a\x00b", "a_b"} {
 		pod := newPod("web", container("app"))
 		pod.UID = uid
-		if err := b.Apply(pod); !errdefs.IsInvalidArgument(err) {
+		if err := b.Apply(pod, FromAPI()); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("uid %q: %v", uid, err)
 		}
 	}

@@ -127,7 +127,7 @@ func pullError(name string, err error) (reason, message string) {
 
 // pull pulls an image, trying the pod's credentials in turn.
 func (im *images) pull(ctx context.Context, w *worker, pod *v1.Pod, spec *runtimeapi.ImageSpec, sandbox *runtimeapi.PodSandboxConfig) (string, time.Duration, error) {
-	auths, missing, err := im.credentials(pod, spec.Image)
+	auths, missing, err := credentials(w.objects(), pod, spec.Image)
 	if err != nil {
 		return "", 0, err
 	}

@@ -134,19 +134,17 @@ func (s secretObjects) Secret(_, name string) (*v1.Secret, error) {
 }
 
 func TestPullSecrets(t *testing.T) {
-	b := newBench(t, clock.RealClock{}, func(c *Config, _ *fakecri.Runtime) {
-		c.Objects = secretObjects{"login": {
-			ObjectMeta: metav1.ObjectMeta{Name: "login"}, Type: v1.SecretTypeDockerConfigJson,
-			Data: map[string][]byte{v1.DockerConfigJsonKey: []byte(`{"auths":{"registry.test":{"username":"me","password":"pw"},"other.test":{"username":"you","password":"pw"}}}`)},
-		}}
-	})
+	objects := secretObjects{"login": {
+		ObjectMeta: metav1.ObjectMeta{Name: "login"}, Type: v1.SecretTypeDockerConfigJson,
+		Data: map[string][]byte{v1.DockerConfigJsonKey: []byte(`{"auths":{"registry.test":{"username":"me","password":"pw"},"other.test":{"username":"you","password":"pw"}}}`)},
+	}}
 	pod := newPod("private", container("app"))
 	pod.Spec.ImagePullSecrets = []v1.LocalObjectReference{{Name: "login"}, {Name: "none"}}
-	auths, missing, err := b.images.credentials(pod, "registry.test/app:1")
+	auths, missing, err := credentials(objects, pod, "registry.test/app:1")
 	if err != nil || len(auths) != 1 || auths[0].Username != "me" || !slices.Equal(missing, []string{"none"}) {
 		t.Errorf("%d credentials, missing %v, %v", len(auths), missing, err)
 	}
-	if auths, _, err := b.images.credentials(pod, "elsewhere.test/app:1"); err != nil || len(auths) != 0 {
+	if auths, _, err := credentials(objects, pod, "elsewhere.test/app:1"); err != nil || len(auths) != 0 {
 		t.Errorf("elsewhere: %d credentials, %v", len(auths), err)
 	}
 }

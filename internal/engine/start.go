@@ -147,7 +147,7 @@ func (w *worker) containerConfig(ctx context.Context, pod *v1.Pod, c *v1.Contain
 	}
 	ips := podspec.SortPodIPs(node, view.ips)
 	env, err := podspec.Environment(node, pod, c, podspec.EnvOptions{
-		Objects: w.e.cfg.ObjectsOf(pod), PodIPs: ips, Services: w.e.services(pod.Namespace), EnvFile: w.envFile,
+		Objects: w.objects(), PodIPs: ips, Services: w.e.services(pod.Namespace), EnvFile: w.envFile,
 	})
 	if err != nil {
 		return wrong(err)

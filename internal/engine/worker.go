@@ -23,9 +23,10 @@ import (
 // what the machine asks for; each of those things runs in its own goroutine
 // and posts its result here.
 type worker struct {
-	e   *Engine
-	uid PodUID
-	log *slog.Logger
+	e      *Engine
+	uid    PodUID
+	origin Origin
+	log    *slog.Logger
 
 	mu     sync.Mutex
 	pod    *v1.Pod // wanted; replaced, never modified
@@ -58,13 +59,13 @@ type worker struct {
 	admitted bool
 }
 
-func newWorker(e *Engine, pod *v1.Pod) *worker {
+func newWorker(e *Engine, pod *v1.Pod, from Origin) *worker {
 	pod = pod.DeepCopy()
 	if pod.Spec.NodeName == "" {
 		pod.Spec.NodeName = e.cfg.NodeName
 	}
 	return &worker{
-		e: e, uid: pod.UID, pod: pod, shown: pod,
+		e: e, uid: pod.UID, origin: from, pod: pod, shown: pod,
 		log:     e.log.With("pod", pod.Namespace+"/"+pod.Name, "uid", string(pod.UID)),
 		wake:    make(chan struct{}, 1),
 		seen:    newSight(),

@@ -35,7 +35,7 @@ type directory struct {
 	log   *slog.Logger
 }
 
-func (d *directory) mark() string { return d.path }
+func (d *directory) name() string { return d.path }
 func (d *directory) kind() string { return kubetypes.FileSource }
 
 // load reads the directory; an empty one is no error.

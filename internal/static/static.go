@@ -31,9 +31,6 @@ import (
 	"unipod.dev/unipod/internal/manifest"
 )
 
-// Annotation marks a static pod, with the source it comes from.
-const Annotation = "unipod.dev/manifests"
-
 // Objects are the ConfigMaps and Secrets of all sources as they are now. The
 // zero value has none; it may be used concurrently.
 type Objects struct {
@@ -88,7 +85,7 @@ func (o *Objects) Secret(namespace, name string) (found *v1.Secret, err error) {
 
 // Engine is what static pods ask of internal/engine.
 type Engine interface {
-	Apply(pod *v1.Pod) error
+	Apply(pod *v1.Pod, from engine.Origin) error
 	Delete(uid types.UID, grace *time.Duration)
 	Watch(ctx context.Context) <-chan engine.Event
 	CleanOrphans(ctx context.Context, keep func(types.UID) bool) error
@@ -111,8 +108,8 @@ type Config struct {
 
 // source is where manifests come from.
 type source interface {
-	// mark names the source on its pods, kind is kubelet's word for it.
-	mark() string
+	// name tells the source from others, kind is kubelet's word for it.
+	name() string
 	kind() string
 	// watch hands out what the source holds, at first and whenever it has
 	// changed, until ctx ends. A reading of nothing says that there is no news.
@@ -128,7 +125,7 @@ type reading struct {
 type keeper struct {
 	Config
 	source source
-	mark   string
+	origin engine.Origin
 	wanted map[types.UID]*v1.Pod // by the source
 	given  map[types.UID]*v1.Pod // to the engine, until Removed
 	swept  bool                  // what an earlier life left
@@ -156,7 +153,7 @@ func Run(ctx context.Context, cfg Config) error {
 
 func keep(ctx context.Context, cfg Config, src source) error {
 	ctx, cancel := context.WithCancel(ctx)
-	k := &keeper{Config: cfg, source: src, mark: src.mark(), given: map[types.UID]*v1.Pod{}}
+	k := &keeper{Config: cfg, source: src, origin: engine.FromManifests(src.name()), given: map[types.UID]*v1.Pod{}}
 	events := cfg.Engine.Watch(ctx)
 	readings, ended := make(chan reading), make(chan error, 1)
 	var wg sync.WaitGroup
@@ -201,13 +198,12 @@ func (k *keeper) take(ctx context.Context, r reading) {
 	for _, w := range r.objects.Warnings {
 		k.Log.Warn("manifest", "warning", w.String())
 	}
-	k.Objects.set(k.mark, r.objects)
+	k.Objects.set(k.source.name(), r.objects)
 	k.wanted = map[types.UID]*v1.Pod{}
 	for _, pod := range r.objects.Pods {
 		if pod.Annotations == nil {
 			pod.Annotations = map[string]string{}
 		}
-		pod.Annotations[Annotation] = k.mark
 		asKubelet(pod, k.source.kind(), k.Clock.Now())
 		k.wanted[pod.UID] = pod
 	}
@@ -248,7 +244,7 @@ func (k *keeper) reconcile() {
 		if k.given[uid] != nil || names[pod.Namespace+"/"+pod.Name] {
 			continue
 		}
-		if err := k.Engine.Apply(pod); err != nil {
+		if err := k.Engine.Apply(pod, k.origin); err != nil {
 			k.Log.Error("static pod", "pod", pod.Namespace+"/"+pod.Name, "error", err)
 			continue
 		}
@@ -266,7 +262,7 @@ func (k *keeper) removeStrangers(ctx context.Context) error {
 	strangers := map[types.UID]bool{}
 	for _, s := range list.GetItems() {
 		uid := types.UID(s.GetMetadata().GetUid())
-		if s.GetAnnotations()[Annotation] != k.mark || k.wanted[uid] != nil {
+		if engine.OriginOf(s) != k.origin || k.wanted[uid] != nil {
 			continue
 		}
 		k.Log.Info("removing a pod whose manifest is gone", "pod", s.GetMetadata().GetNamespace()+"/"+s.GetMetadata().GetName())

@@ -28,9 +28,11 @@ type fake struct {
 	events chan engine.Event
 	pods   map[types.UID]*v1.Pod
 	old    []*runtimeapi.PodSandbox
+	from   engine.Origin // the last pod
 }
 
-func (f *fake) Apply(pod *v1.Pod) error {
+func (f *fake) Apply(pod *v1.Pod, from engine.Origin) error {
+	f.from = from
 	f.pods[pod.UID] = pod
 	f.calls <- "apply " + pod.Name + " " + pod.Labels["v"]
 	return nil
@@ -62,7 +64,7 @@ func (l lines) Write(b []byte) (int, error) { l <- string(b); return len(b), nil
 func TestDirectory(t *testing.T) {
 	dir := t.TempDir()
 	f := &fake{calls: make(chan string, 10), events: make(chan engine.Event), pods: map[types.UID]*v1.Pod{}, old: []*runtimeapi.PodSandbox{
-		{Id: "gone", Metadata: &runtimeapi.PodSandboxMetadata{Uid: "x"}, Annotations: map[string]string{Annotation: dir}},
+		{Id: "gone", Metadata: &runtimeapi.PodSandboxMetadata{Uid: "x"}, Annotations: map[string]string{"unipod.dev/manifests": dir}},
 		{Id: "another's", Metadata: &runtimeapi.PodSandboxMetadata{Uid: "y"}},
 	}}
 	write := func(name, version string) {

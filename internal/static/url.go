@@ -98,7 +98,7 @@ func shown(u *url.URL) string {
 }
 
 // mark tells the pods of one URL from those of another that looks the same.
-func (r *remote) mark() string {
+func (r *remote) name() string {
 	sum := sha256.Sum256([]byte(r.url.String()))
 	return shown(r.url) + "#" + hex.EncodeToString(sum[:8])
 }
@@ -185,7 +185,7 @@ func (r *remote) parse(body []byte) (*manifest.Objects, error) {
 	if yaml.Unmarshal(body, &list) == nil && strings.HasSuffix(list.Kind, "List") && (list.Items == nil || len(*list.Items) == 0) {
 		return &manifest.Objects{}, nil
 	}
-	mark := r.mark()
+	mark := r.name()
 	loader := manifest.Loader{UID: manifest.StaticUIDFrom(mark)}
 	return loader.Load([]string{"-"}, bytes.NewReader(body))
 }

@@ -88,10 +88,8 @@ func TestURL(t *testing.T) {
 		t.Errorf("the request's headers: %v", s.seen)
 	}
 	s.mu.Unlock()
-	for _, pod := range f.pods {
-		if mark := pod.Annotations[Annotation]; !strings.HasPrefix(mark, server.URL+"/pods#") || strings.Contains(mark, "secret") {
-			t.Errorf("the pod's mark is %q", mark)
-		}
+	if source, ok := f.from.Manifests(); !ok || !strings.HasPrefix(source, server.URL+"/pods#") || strings.Contains(source, "secret") {
+		t.Errorf("the pod's source is %q", source)
 	}
 	poll() // the same again
 

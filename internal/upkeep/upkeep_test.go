@@ -132,7 +132,7 @@ func (b *bench) run(name string, set func(*v1.Pod)) *v1.Pod {
 	if set != nil {
 		set(pod)
 	}
-	if err := b.e.Apply(pod); err != nil {
+	if err := b.e.Apply(pod, engine.FromAPI()); err != nil {
 		b.t.Fatal(err)
 	}
 	return pod

@@ -60,7 +60,7 @@ func TestCrashHelper(t *testing.T) {
 		return // not a test of its own
 	}
 	pod, src := busyPod()
-	m, err := New(Config{Dir: dir, Source: src})
+	m, err := New(Config{Dir: dir, Source: src.of})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func TestKilledAnywhere(t *testing.T) {
 
 func BenchmarkLife(b *testing.B) {
 	pod, src := busyPod()
-	m, err := New(Config{Dir: filepath.Join(b.TempDir(), "pods"), Source: src})
+	m, err := New(Config{Dir: filepath.Join(b.TempDir(), "pods"), Source: src.of})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -133,7 +133,7 @@ func BenchmarkLife(b *testing.B) {
 // later sync costs when nothing has changed.
 func BenchmarkSetup(b *testing.B) {
 	pod, src := busyPod()
-	m, err := New(Config{Dir: filepath.Join(b.TempDir(), "pods"), Source: src})
+	m, err := New(Config{Dir: filepath.Join(b.TempDir(), "pods"), Source: src.of})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -155,7 +155,7 @@ func BenchmarkSetup(b *testing.B) {
 
 func BenchmarkRefresh(b *testing.B) {
 	pod, src := busyPod()
-	m, err := New(Config{Dir: filepath.Join(b.TempDir(), "pods"), Source: src})
+	m, err := New(Config{Dir: filepath.Join(b.TempDir(), "pods"), Source: src.of})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -26,7 +26,7 @@ type file struct {
 var errNoDefaultMode = errors.New("no defaultMode used, not even the default value for it")
 
 func (m *Manager) configMapFiles(pod *v1.Pod, name string, items []v1.KeyToPath, mode *int32, optional *bool) (map[string]file, error) {
-	cm, err := m.source(pod).ConfigMap(pod.Namespace, name)
+	cm, err := m.Source(pod).ConfigMap(pod.Namespace, name)
 	if err != nil {
 		if !apierrors.IsNotFound(err) || !isTrue(optional) {
 			return nil, err
@@ -44,7 +44,7 @@ func (m *Manager) configMapFiles(pod *v1.Pod, name string, items []v1.KeyToPath,
 }
 
 func (m *Manager) secretFiles(pod *v1.Pod, name string, items []v1.KeyToPath, mode *int32, optional *bool) (map[string]file, error) {
-	secret, err := m.source(pod).Secret(pod.Namespace, name)
+	secret, err := m.Source(pod).Secret(pod.Namespace, name)
 	if err != nil {
 		if !apierrors.IsNotFound(err) || !isTrue(optional) {
 			return nil, err

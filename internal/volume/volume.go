@@ -57,10 +57,8 @@ type Source interface {
 type Config struct {
 	// Dir holds the pods' directories; it is made when missing, and 0700.
 	Dir string
-	// Source finds ConfigMaps and Secrets; SourceOf, when set, chooses by pod
-	// where they are looked for.
-	Source   Source
-	SourceOf func(pod *v1.Pod) Source
+	// Source is where the ConfigMaps and Secrets of a pod are looked for.
+	Source func(pod *v1.Pod) Source
 	// Allocatable is what the node can give to pods: the size of memory-backed
 	// volumes without a limit, and the limits that resourceFieldRef reports.
 	Allocatable v1.ResourceList
@@ -80,14 +78,6 @@ type Config struct {
 	// Claim finds the persistent volume behind a persistentVolumeClaim or an
 	// ephemeral volume; nil where there is no API.
 	Claim func(ctx context.Context, pod *v1.Pod, v *v1.Volume) (*v1.PersistentVolume, error)
-}
-
-// source is where the pod's ConfigMaps and Secrets are looked for.
-func (m *Manager) source(pod *v1.Pod) Source {
-	if m.SourceOf != nil {
-		return m.SourceOf(pod)
-	}
-	return m.Source
 }
 
 // Manager makes, refreshes and removes the volumes of pods.

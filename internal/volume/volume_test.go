@@ -52,12 +52,15 @@ func (o *objects) Secret(namespace, name string) (*v1.Secret, error) {
 	return nil, apierrors.NewNotFound(v1.Resource("secret"), name)
 }
 
+// of is a Config's Source: the same for all pods.
+func (o *objects) of(*v1.Pod) Source { return o }
+
 func newManager(t *testing.T, src *objects) *Manager {
 	t.Helper()
 	if src == nil {
 		src = &objects{}
 	}
-	m, err := New(Config{Dir: filepath.Join(t.TempDir(), "pods"), Source: src,
+	m, err := New(Config{Dir: filepath.Join(t.TempDir(), "pods"), Source: src.of,
 		Allocatable: v1.ResourceList{v1.ResourceMemory: resource.MustParse("1Gi"), v1.ResourceCPU: resource.MustParse("2")}})
 	if err != nil {
 		t.Fatal(err)

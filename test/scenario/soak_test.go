@@ -135,7 +135,7 @@ func (s *soak) live(count int) {
 	begin := func() {
 		p := s.pod()
 		running[p.UID] = true
-		if err := s.Apply(p); err != nil {
+		if err := s.Apply(p, engine.FromAPI()); err != nil {
 			s.t.Fatal(err)
 		}
 	}
