@@ -144,7 +144,8 @@ func (s *Server) installGroups(c Config, group *core, clientset *kubernetes.Clie
 		return err
 	}
 	models := newOpenAPIModels(legacyscheme.Scheme, apiextensions.Scheme, metricsapi.Scheme)
-	newOpenAPI(models, s.webServices, s.crds.Informers.Apiextensions().V1().CustomResourceDefinitions().Lister()).install(s.generic.Handler.NonGoRestfulMux)
+	routes := &described{s.webServices, map[string]*genericapi.APIGroupVersion{}}
+	newOpenAPI(models, routes, s.crds.Informers.Apiextensions().V1().CustomResourceDefinitions().Lister()).install(s.generic.Handler.NonGoRestfulMux)
 	installer := &groupInstaller{
 		server: s.generic,
 		common: genericapi.APIGroupVersion{
@@ -155,6 +156,7 @@ func (s *Server) installGroups(c Config, group *core, clientset *kubernetes.Clie
 			MaxRequestBodyBytes:        s.config.MaxRequestBodyBytes,
 		},
 		models:           models,
+		routes:           routes,
 		discoveryManager: s.config.AggregatedDiscoveryGroupManager,
 		addresses:        discovery.DefaultAddresses{DefaultAddress: s.config.ExternalAddress},
 		ages:             ages,
@@ -184,6 +186,7 @@ func (s *Server) installGroups(c Config, group *core, clientset *kubernetes.Clie
 	if err := installer.install(&usage); err != nil {
 		return err
 	}
+	routes.dropDocs()
 	dropPatterns(s.generic.Handler.GoRestfulContainer)
 	return nil
 }

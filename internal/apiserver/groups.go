@@ -2,6 +2,8 @@ package apiserver
 
 import (
 	"fmt"
+	"path"
+	"strings"
 
 	apidiscoveryv2 "k8s.io/api/apidiscovery/v2"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -77,6 +79,7 @@ type groupInstaller struct {
 	server           *genericapiserver.GenericAPIServer
 	common           genericapi.APIGroupVersion // the fields all have in common
 	models           *openAPIModels
+	routes           *described
 	discoveryManager aggregated.ResourceManager
 	addresses        discovery.Addresses
 	ages             genericapiserver.ResourceExpirationEvaluator
@@ -126,6 +129,7 @@ func (g *groupInstaller) install(info *genericapiserver.APIGroupInfo) error {
 		if err != nil {
 			return fmt.Errorf("installing %s: %w", gv, err)
 		}
+		g.routes.versions[strings.Trim(path.Join(v.Root, gv.Group, gv.Version), "/")] = v
 		discover.AddGroupVersion(gv.Group, apidiscoveryv2.APIVersionDiscovery{
 			Freshness: apidiscoveryv2.DiscoveryFreshnessCurrent,
 			Version:   gv.Version,

@@ -88,7 +88,7 @@ func (m *openAPIModels) v2() *openapicommon.Config {
 // what a document depends on, so that the index costs nothing.
 type openAPI struct {
 	models   *openAPIModels
-	services func() []*restful.WebService
+	services *described
 	crds     crdlisters.CustomResourceDefinitionLister
 	build    string // which program this is
 
@@ -107,7 +107,7 @@ type document struct {
 	gzip []byte
 }
 
-func newOpenAPI(models *openAPIModels, services func() []*restful.WebService, crds crdlisters.CustomResourceDefinitionLister) *openAPI {
+func newOpenAPI(models *openAPIModels, services *described, crds crdlisters.CustomResourceDefinitionLister) *openAPI {
 	build := KubernetesVersion
 	if info, ok := debug.ReadBuildInfo(); ok {
 		build += info.Main.Version
@@ -122,16 +122,13 @@ func newOpenAPI(models *openAPIModels, services func() []*restful.WebService, cr
 
 // inventory is what there is to describe.
 type inventory struct {
-	hashes   map[string]string // by path
-	services map[string]*restful.WebService
-	crds     map[string][]*apiextensionsv1.CustomResourceDefinition
+	hashes map[string]string // by path
+	crds   map[string][]*apiextensionsv1.CustomResourceDefinition
 }
 
 func (o *openAPI) inventory() (*inventory, error) {
-	inv := &inventory{hashes: map[string]string{}, services: map[string]*restful.WebService{}, crds: map[string][]*apiextensionsv1.CustomResourceDefinition{}}
-	for _, ws := range o.services() {
-		path := strings.TrimPrefix(ws.RootPath(), "/")
-		inv.services[path] = ws
+	inv := &inventory{hashes: map[string]string{}, crds: map[string][]*apiextensionsv1.CustomResourceDefinition{}}
+	for _, path := range o.services.paths() {
 		inv.hashes[path] = digest(o.build, path)
 	}
 	crds, err := o.crds.List(labels.Everything())
@@ -223,7 +220,11 @@ func (o *openAPI) text(inv *inventory, path string) ([]byte, error) {
 // groupVersion describes a group version; done is called when the description
 // isn't needed any more.
 func (o *openAPI) groupVersion(inv *inventory, path string) (doc *spec3.OpenAPI, done func(), err error) {
-	if ws, ok := inv.services[path]; ok {
+	ws, err := o.services.service(path)
+	if err != nil {
+		return nil, func() {}, err
+	}
+	if ws != nil {
 		config, done := o.models.v3()
 		doc, err = builder3.BuildOpenAPISpecFromRoutes(restfuladapter.AdaptWebServices([]*restful.WebService{ws}), config)
 		return doc, done, err
@@ -244,7 +245,11 @@ func (o *openAPI) groupVersion(inv *inventory, path string) (doc *spec3.OpenAPI,
 
 func (o *openAPI) swagger(inv *inventory) (*spec.Swagger, error) {
 	var services []*restful.WebService
-	for _, ws := range inv.services {
+	for _, path := range o.services.paths() {
+		ws, err := o.services.service(path)
+		if err != nil {
+			return nil, err
+		}
 		services = append(services, ws)
 	}
 	static, err := builder.BuildOpenAPISpecFromRoutes(restfuladapter.AdaptWebServices(services), o.models.v2())
