@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"early.unipod.dev/heap"
@@ -231,23 +232,16 @@ func (c *Cluster) startDeciders(ctx context.Context) error {
 			return fmt.Errorf("volumes of an earlier node: %w", err)
 		}
 	}
-	made := make(chan struct{})
+	making := &sync.Mutex{}
 	c.group.Go(func() error {
 		return controllers.Run(ctx, controllers.Config{
 			Client: c.api.Loopback(), Informers: c.api.Informers(), RootCA: c.keys.CABundlePEM(),
 			SigningCert: cert, SigningKey: key, AccountKey: c.keys.ServiceAccountKey(),
-			Volumes: volumes, NodeName: c.cfg.NodeName, Log: c.cfg.Log,
-			Made: func() { close(made) },
+			Volumes: volumes, NodeName: c.cfg.NodeName, Making: making, Log: c.cfg.Log,
 		})
 	})
 	c.group.Go(func() error {
-		// Both add indexers to informers they share, which only one may at a time.
-		select {
-		case <-made:
-		case <-ctx.Done():
-			return nil
-		}
-		return scheduler.Run(ctx, scheduler.Config{Client: c.api.Loopback(), Informers: c.api.Informers(), Log: c.cfg.Log})
+		return scheduler.Run(ctx, scheduler.Config{Client: c.api.Loopback(), Informers: c.api.Informers(), Making: making, Log: c.cfg.Log})
 	})
 	return nil
 }

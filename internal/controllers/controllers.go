@@ -47,9 +47,10 @@ type Config struct {
 	// Informers are shared with whoever else watches the API in this process.
 	// Run starts those it needs.
 	Informers informers.SharedInformerFactory
-	// Made, when set, is called once all controllers are made: from then on
-	// they add nothing to the informers.
-	Made func()
+	// Making is held while a controller is made. Who else adds indexers to the
+	// informers holds it too: upstream's code looks for those there are without
+	// a lock.
+	Making sync.Locker
 
 	// RootCA is what pods verify the API by (PEM): every namespace's
 	// kube-root-ca.crt. When it changes, controllers have to be run anew.
@@ -92,15 +93,17 @@ type set struct {
 	objects  informerfactory.InformerFactory // typed where something else watches the type, metadata otherwise
 	mapper   *restmapper.DeferredDiscoveryRESTMapper
 	served   *served
-	started  chan struct{} // closed once the informers are
+	shared   informers.SharedInformerFactory // without the gate
+	started  chan struct{}                   // closed once the informers are
+	fail     context.CancelCauseFunc         // ends all
 }
 
 func newSet(cfg Config) (*set, error) {
-	if cfg.Client == nil || cfg.Informers == nil || cfg.Log == nil {
-		return nil, errors.New("controllers need a client, informers and a logger")
+	if cfg.Client == nil || cfg.Informers == nil || cfg.Making == nil || cfg.Log == nil {
+		return nil, errors.New("controllers need a client, informers, their lock and a logger")
 	}
 	s := &set{Config: cfg, config: rest.CopyConfig(cfg.Client), started: make(chan struct{})}
-	s.Informers = &gated{cfg.Informers, s.started}
+	s.shared, s.Informers = cfg.Informers, &gated{cfg.Informers, s.started}
 	s.config.UserAgent = Agent
 	s.config.QPS, s.config.Burst, s.config.RateLimiter = -1, 0, nil
 	var err error
@@ -130,43 +133,66 @@ func (s *set) synced(ctx context.Context) {
 }
 
 // Run runs the controllers until ctx is done, and returns when all have ended.
+// One that can't be made ends the others.
 func Run(ctx context.Context, cfg Config) error {
 	s, err := newSet(cfg)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	ctx = klogs.Context(ctx, cfg.Log)
-
-	var loops []func()
-	for _, c := range All {
-		if c.build == nil {
-			continue
-		}
-		ctx := klogs.Context(ctx, cfg.Log, "controller", c.Name)
-		loop, err := c.build(ctx, s)
-		if err != nil && ctx.Err() == nil {
-			return fmt.Errorf("%s: %w", c.Name, err)
-		}
-		if loop != nil {
-			loops = append(loops, func() { loop(ctx) })
-		}
-	}
-
+	var all context.Context
+	all, s.fail = context.WithCancelCause(ctx)
+	defer s.fail(nil)
+	all = klogs.Context(all, cfg.Log)
 	var running sync.WaitGroup
-	running.Go(func() { s.served.run(ctx) })
-	cfg.Informers.StartWithContext(ctx)
-	s.objects.Start(ctx.Done())
-	close(s.started)
-	if cfg.Made != nil {
-		cfg.Made()
+	defer running.Wait()
+	running.Go(func() { s.served.run(all) })
+	loops, err := s.make(all)
+	if err != nil {
+		s.fail(err)
 	}
-	s.synced(ctx)
 	for _, loop := range loops {
 		running.Go(loop)
 	}
 	cfg.Log.Info("controllers started", "n", len(loops))
 	running.Wait()
-	return nil
+	if ctx.Err() != nil {
+		return nil
+	}
+	return context.Cause(all)
+}
+
+// make makes the controllers; they are to be run.
+func (s *set) make(ctx context.Context) (loops []func(), err error) {
+	loops, err = s.build(ctx)
+	if err == nil {
+		s.start(ctx)
+	}
+	return loops, err
+}
+
+func (s *set) build(ctx context.Context) (loops []func(), err error) {
+	s.Making.Lock()
+	defer s.Making.Unlock()
+	for _, c := range All {
+		if c.build == nil {
+			continue
+		}
+		ctx := klogs.Context(ctx, s.Log, "controller", c.Name)
+		loop, err := c.build(ctx, s)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", c.Name, err)
+		}
+		if loop != nil {
+			loops = append(loops, func() { loop(ctx) })
+		}
+	}
+	return loops, nil
+}
+
+// start starts the informers that were asked for, and opens the gate.
+func (s *set) start(ctx context.Context) {
+	s.Informers.StartWithContext(ctx)
+	s.objects.Start(ctx.Done())
+	close(s.started)
+	s.synced(ctx)
 }

@@ -161,15 +161,16 @@ func start() (stop func() error, err error) {
 			}
 		})
 	}
+	making := &sync.Mutex{}
 	run("controllers", func() error {
 		return controllers.Run(upto, controllers.Config{
 			Client: measured, Informers: api.Informers(), RootCA: it.keys.CABundlePEM(),
 			SigningCert: cert, SigningKey: key, AccountKey: it.keys.ServiceAccountKey(),
-			Volumes: it.volumes, NodeName: nodeName, Log: log,
+			Volumes: it.volumes, NodeName: nodeName, Making: making, Log: log,
 		})
 	})
 	run("scheduler", func() error {
-		return scheduler.Run(upto, scheduler.Config{Client: api.Loopback(), Informers: api.Informers(), Log: log})
+		return scheduler.Run(upto, scheduler.Config{Client: api.Loopback(), Informers: api.Informers(), Making: making, Log: log})
 	})
 	a := &agent{client: it.client}
 	pods := api.Informers().Core().V1().Pods().Informer()

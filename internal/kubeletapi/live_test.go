@@ -202,7 +202,7 @@ func newRig(t testing.TB) *rig {
 	for _, run := range []func(context.Context) error{
 		r.engine.Run, object.Run, a.Run,
 		func(ctx context.Context) error {
-			return scheduler.Run(ctx, scheduler.Config{Client: s.Loopback(), Informers: shared, Log: log})
+			return scheduler.Run(ctx, scheduler.Config{Client: s.Loopback(), Informers: shared, Making: &sync.Mutex{}, Log: log})
 		},
 		func(ctx context.Context) error {
 			return s.Serve(ctx, apiListener, r.keys.Serving("api", "127.0.0.1").GetCertificate)

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"k8s.io/client-go/informers"
@@ -41,13 +42,15 @@ type Config struct {
 	// Informers are shared with whoever else watches the API in this process.
 	// Run starts those it needs.
 	Informers informers.SharedInformerFactory
-	Log       *slog.Logger
+	// Making is held while the scheduler is made; see package controllers.
+	Making sync.Locker
+	Log    *slog.Logger
 }
 
 // Run schedules until ctx is done.
 func Run(ctx context.Context, cfg Config) error {
-	if cfg.Client == nil || cfg.Informers == nil || cfg.Log == nil {
-		return errors.New("the scheduler needs a client, informers and a logger")
+	if cfg.Client == nil || cfg.Informers == nil || cfg.Making == nil || cfg.Log == nil {
+		return errors.New("the scheduler needs a client, informers, their lock and a logger")
 	}
 	// Nothing holds the client back: it calls a function of this process.
 	c := rest.CopyConfig(cfg.Client)
@@ -57,17 +60,19 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("the scheduler's client: %w", err)
 	}
-	return run(klogs.Context(ctx, cfg.Log, "controller", "scheduler"), client, cfg.Informers)
+	return run(klogs.Context(ctx, cfg.Log, "controller", "scheduler"), client, cfg.Informers, cfg.Making)
 }
 
-func run(ctx context.Context, client kubernetes.Interface, shared informers.SharedInformerFactory) error {
+func run(ctx context.Context, client kubernetes.Interface, shared informers.SharedInformerFactory, making sync.Locker) error {
 	said := events.NewBroadcaster(&events.EventSinkImpl{Interface: client.EventsV1()})
 	defer said.Shutdown()
 
 	// One node needs one worker. A pod that failed is tried again when
 	// something happened that may help it, at the earliest after the second of
 	// back-off that is upstream's default and keeps a failing bind from spinning.
+	making.Lock()
 	s, err := upstream.New(ctx, client, living{shared}, nil, profile.NewRecorderFactory(said), upstream.WithParallelism(1))
+	making.Unlock()
 	if ctx.Err() != nil {
 		return nil
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -56,7 +57,7 @@ func newWorld(t *testing.T) *world {
 	w.ctx = ctx
 	ended := make(chan error, 1)
 	w.node(func(*v1.Node) {})
-	go func() { ended <- run(ctx, w.client, shared) }()
+	go func() { ended <- run(ctx, w.client, shared, &sync.Mutex{}) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
