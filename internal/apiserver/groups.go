@@ -80,6 +80,7 @@ type groupInstaller struct {
 	common           genericapi.APIGroupVersion // the fields all have in common
 	models           *openAPIModels
 	routes           *described
+	tables           sharedTables
 	discoveryManager aggregated.ResourceManager
 	addresses        discovery.Addresses
 	ages             genericapiserver.ResourceExpirationEvaluator
@@ -119,6 +120,9 @@ func (g *groupInstaller) install(info *genericapiserver.APIGroupInfo) error {
 		storage := info.VersionedResourcesStorageMap[gv.Version]
 		if len(storage) == 0 {
 			continue
+		}
+		for _, s := range storage {
+			g.tables.share(s)
 		}
 		v := g.version(info, gv)
 		v.Root, v.Storage, v.TypeConverter = prefix, storage, converter

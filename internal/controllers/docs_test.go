@@ -13,7 +13,11 @@ func table(used bool) string {
 	b.WriteString("| controller | why |\n|---|---|\n")
 	for _, c := range All {
 		if c.Used() == used {
-			fmt.Fprintf(&b, "| %s | %s |\n", c.Name, c.Why)
+			name := c.Name
+			if c.late {
+				name += " *"
+			}
+			fmt.Fprintf(&b, "| %s | %s |\n", name, c.Why)
 		}
 	}
 	return b.String()
@@ -28,7 +32,13 @@ every one there is. (The list is `+"`internal/controllers/table.go`"+`; a test c
 
 ## Used
 
+<<<<<<< HEAD
 `+table(true)+`
+=======
+` + table(true) + `
+\* made when its first object is there (an autoscaler, a quota, a claim, …): idle ones would be a tenth of the node's memory.
+
+>>>>>>> 4a480d8 (controllers are made when their first object is there; resources share their printers)
 ## Not used
 
 `+table(false)+`
