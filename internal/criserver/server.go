@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -33,9 +34,8 @@ const listChunk = 256
 
 // Server serves the CRI on a unix socket.
 type Server struct {
-	path string
 	grpc *grpc.Server
-	done chan error
+	done chan struct{}
 }
 
 // Listen serves svc on the unix socket at path, mode 0660 in a directory that
@@ -61,18 +61,19 @@ func Listen(path string, svc cri.Service) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		path: path,
 		grpc: grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage)),
-		done: make(chan error, 1),
+		done: make(chan struct{}),
 	}
 	runtimeapi.RegisterRuntimeServiceServer(s.grpc, &runtimeServer{Service: svc})
 	runtimeapi.RegisterImageServiceServer(s.grpc, &imageServer{Service: svc})
-	go func() { s.done <- s.grpc.Serve(l) }()
+	go func() {
+		defer close(s.done)
+		if err := s.grpc.Serve(l); err != nil {
+			slog.Error("the CRI is served no longer", "socket", path, "error", err)
+		}
+	}()
 	return s, nil
 }
-
-// Done yields the error with which serving ended.
-func (s *Server) Done() <-chan error { return s.done }
 
 // Close stops serving: calls under way get a moment to finish.
 func (s *Server) Close() {
@@ -84,6 +85,7 @@ func (s *Server) Close() {
 		s.grpc.Stop()
 		<-stopped
 	}
+	<-s.done
 }
 
 // runtimeServer adds to cri.Runtime what only the gRPC face has.

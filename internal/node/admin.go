@@ -18,9 +18,9 @@ import (
 )
 
 // adminSocketName is the name below Run of the socket for what the CRI has no
-// call for: image archives, the progress of pulls, and backups. It speaks HTTP; answers
-// that take long are a stream of JSON messages. It is internal: both ends are
-// of one version, as the binary is.
+// call for: image archives, the progress of pulls, and backups. It speaks HTTP;
+// answers that take long are a stream of JSON messages. It is internal: both
+// ends are of one version, as the binary is.
 const adminSocketName = "admin.sock"
 
 // maxAdminBody bounds a request that isn't an archive, in bytes.
@@ -69,14 +69,13 @@ func serveAdmin(path string, images ImageAdmin) (*adminServer, error) {
 		return nil, err
 	}
 	s := &adminServer{done: make(chan struct{})}
+	s.http = &http.Server{Handler: s.routes(images), ReadHeaderTimeout: 10 * time.Second}
+	go func() { s.http.Serve(l); close(s.done) }()
+	return s, nil
+}
+
+func (s *adminServer) routes(images ImageAdmin) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /images/save", func(w http.ResponseWriter, r *http.Request) {
-		req, err := decodeAdmin(r)
-		if err == nil {
-			err = images.Save(r.Context(), w, req.Format, req.Refs...)
-		}
-		tellLate(w, err)
-	})
 	mux.HandleFunc("POST /backup", func(w http.ResponseWriter, r *http.Request) {
 		write := s.backup.Load()
 		if write == nil {
@@ -85,61 +84,70 @@ func serveAdmin(path string, images ImageAdmin) (*adminServer, error) {
 		}
 		tellLate(w, (*write)(r.Context(), w))
 	})
-	answer := func(pattern string, call func(context.Context, *http.Request, func(Progress)) (adminMessage, error)) {
-		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			enc := json.NewEncoder(w)
-			flush := http.NewResponseController(w)
-			flush.EnableFullDuplex() // progress goes out while an archive comes in
-			msg, err := call(r.Context(), r, func(p Progress) {
-				enc.Encode(adminMessage{Progress: &p})
-				flush.Flush()
-			})
-			if err != nil {
-				msg = adminMessage{Error: err.Error(), Code: errhttp.ToHTTP(err)}
-			}
-			enc.Encode(msg)
-		})
-	}
-	withBody := func(call func(context.Context, *adminRequest, func(Progress)) (adminMessage, error)) func(context.Context, *http.Request, func(Progress)) (adminMessage, error) {
-		return func(ctx context.Context, r *http.Request, p func(Progress)) (adminMessage, error) {
-			req, err := decodeAdmin(r)
-			if err != nil {
-				return adminMessage{}, err
-			}
-			return call(ctx, req, p)
+	mux.HandleFunc("POST /images/save", func(w http.ResponseWriter, r *http.Request) {
+		req, err := decodeAdmin(r)
+		if err == nil {
+			err = images.Save(r.Context(), w, req.Format, req.Refs...)
 		}
-	}
-	answer("POST /images/pull", withBody(func(ctx context.Context, req *adminRequest, p func(Progress)) (adminMessage, error) {
-		img, err := images.Pull(ctx, req.Ref, PullOptions{Auth: req.Auth, Platform: req.Platform, Progress: p})
-		return adminMessage{Images: []*Image{img}}, err
-	}))
-	answer("POST /images/get", withBody(func(ctx context.Context, req *adminRequest, _ func(Progress)) (adminMessage, error) {
-		img, err := images.Get(ctx, req.Ref)
-		return adminMessage{Images: []*Image{img}}, err
-	}))
-	answer("POST /images/list", withBody(func(ctx context.Context, _ *adminRequest, _ func(Progress)) (adminMessage, error) {
-		list, err := images.List(ctx)
+		tellLate(w, err)
+	})
+	mux.Handle("POST /images/load", adminCall(func(r *http.Request, p func(Progress)) (adminMessage, error) {
+		list, err := images.Load(r.Context(), r.Body, r.URL.Query().Get("name"), p)
 		return adminMessage{Images: list}, err
 	}))
-	answer("POST /images/loadpath", withBody(func(ctx context.Context, req *adminRequest, p func(Progress)) (adminMessage, error) {
+	mux.Handle("POST /images/loadpath", withBody(func(ctx context.Context, req *adminRequest, p func(Progress)) (adminMessage, error) {
 		list, err := images.LoadPath(ctx, req.Path, req.Name, p)
 		return adminMessage{Images: list}, err
 	}))
-	answer("POST /images/load", func(ctx context.Context, r *http.Request, p func(Progress)) (adminMessage, error) {
-		list, err := images.Load(ctx, r.Body, r.URL.Query().Get("name"), p)
+	mux.Handle("POST /images/pull", withBody(func(ctx context.Context, req *adminRequest, p func(Progress)) (adminMessage, error) {
+		img, err := images.Pull(ctx, req.Ref, PullOptions{Auth: req.Auth, Platform: req.Platform, Progress: p})
+		return adminMessage{Images: []*Image{img}}, err
+	}))
+	mux.Handle("POST /images/get", withBody(func(ctx context.Context, req *adminRequest, _ func(Progress)) (adminMessage, error) {
+		img, err := images.Get(ctx, req.Ref)
+		return adminMessage{Images: []*Image{img}}, err
+	}))
+	mux.Handle("POST /images/list", withBody(func(ctx context.Context, _ *adminRequest, _ func(Progress)) (adminMessage, error) {
+		list, err := images.List(ctx)
 		return adminMessage{Images: list}, err
-	})
-	answer("POST /images/remove", withBody(func(ctx context.Context, req *adminRequest, _ func(Progress)) (adminMessage, error) {
+	}))
+	mux.Handle("POST /images/remove", withBody(func(ctx context.Context, req *adminRequest, _ func(Progress)) (adminMessage, error) {
 		removed, err := images.Remove(ctx, req.Ref)
 		return adminMessage{Removed: removed}, err
 	}))
-	answer("POST /images/prune", withBody(func(ctx context.Context, req *adminRequest, _ func(Progress)) (adminMessage, error) {
+	mux.Handle("POST /images/prune", withBody(func(ctx context.Context, req *adminRequest, _ func(Progress)) (adminMessage, error) {
 		removed, err := images.Prune(ctx, req.All)
 		return adminMessage{Removed: removed}, err
 	}))
-	s.http = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
-	go func() { s.http.Serve(l); close(s.done) }()
-	return s, nil
+	return mux
+}
+
+// adminCall answers a request with messages: its progress, then how it ended.
+type adminCall func(r *http.Request, progress func(Progress)) (adminMessage, error)
+
+func (call adminCall) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	enc := json.NewEncoder(w)
+	flush := http.NewResponseController(w)
+	flush.EnableFullDuplex() // progress goes out while an archive comes in
+	msg, err := call(r, func(p Progress) {
+		enc.Encode(adminMessage{Progress: &p})
+		flush.Flush()
+	})
+	if err != nil {
+		msg = adminMessage{Error: err.Error(), Code: errhttp.ToHTTP(err)}
+	}
+	enc.Encode(msg)
+}
+
+// withBody is a call whose request is an adminRequest.
+func withBody(call func(context.Context, *adminRequest, func(Progress)) (adminMessage, error)) adminCall {
+	return func(r *http.Request, progress func(Progress)) (adminMessage, error) {
+		req, err := decodeAdmin(r)
+		if err != nil {
+			return adminMessage{}, err
+		}
+		return call(r.Context(), req, progress)
+	}
 }
 
 // tellLate tells an error by a trailer: once bytes have gone it is too late for

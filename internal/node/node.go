@@ -159,9 +159,8 @@ func (n *Node) Backup(ctx context.Context, w io.Writer) error {
 // InProcess tells whether the node runs in this process.
 func (n *Node) InProcess() bool { return n.local != nil }
 
-// Root and Run are the node's directories.
-func (n *Node) Root() string { return n.cfg.Root }
-func (n *Node) Run() string  { return n.cfg.Run }
+// Run is the node's directory on tmpfs.
+func (n *Node) Run() string { return n.cfg.Run }
 
 // Open runs the node of cfg.Root in this process: it adopts the pods that
 // run, undoes what a killed node left half made and answers on the sockets in

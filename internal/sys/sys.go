@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,37 +51,6 @@ func openat2(dir *os.File, path string, flags int, mode os.FileMode, resolve uin
 		}
 		return nil, &os.PathError{Op: "openat2", Path: filepath.Join(dir.Name(), path), Err: err}
 	}
-}
-
-// MkdirAllInRoot makes path and its missing parents inside root, following
-// symbolic links as a process confined to root would, and returns the last
-// directory opened with O_PATH. Directories that exist keep their metadata.
-func MkdirAllInRoot(root *os.File, path string, mode os.FileMode) (*os.File, error) {
-	done := ""
-	cur, err := OpenInRoot(root, "/", unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, err
-	}
-	for part := range strings.SplitSeq(filepath.Clean("/"+path), "/") {
-		if part == "" {
-			continue
-		}
-		done += "/" + part
-		next, err := OpenInRoot(root, done, unix.O_PATH|unix.O_DIRECTORY, 0)
-		if errors.Is(err, unix.ENOENT) {
-			if merr := unix.Mkdirat(int(cur.Fd()), part, uint32(mode.Perm())); merr != nil && !errors.Is(merr, unix.EEXIST) {
-				cur.Close()
-				return nil, &os.PathError{Op: "mkdirat", Path: done, Err: merr}
-			}
-			next, err = OpenInRoot(root, done, unix.O_PATH|unix.O_DIRECTORY, 0)
-		}
-		cur.Close()
-		if err != nil {
-			return nil, err
-		}
-		cur = next
-	}
-	return cur, nil
 }
 
 // ProcPath names an open file by descriptor, for the calls that only take a

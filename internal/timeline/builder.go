@@ -8,7 +8,6 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 )
 
 // A life longer than this loses entries of its middle, a container its oldest
@@ -51,9 +50,6 @@ func New(now time.Time, pod *v1.Pod) *Builder {
 	b.Status(now, pod)
 	return b
 }
-
-// UID is the pod's.
-func (b *Builder) UID() types.UID { return b.pod.UID }
 
 // meet makes room for containers that weren't there before.
 func (b *Builder) meet(pod *v1.Pod) {
