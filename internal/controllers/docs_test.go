@@ -32,13 +32,9 @@ every one there is. (The list is `+"`internal/controllers/table.go`"+`; a test c
 
 ## Used
 
-<<<<<<< HEAD
 `+table(true)+`
-=======
-` + table(true) + `
 \* made when its first object is there (an autoscaler, a quota, a claim, …): idle ones would be a tenth of the node's memory.
 
->>>>>>> 4a480d8 (controllers are made when their first object is there; resources share their printers)
 ## Not used
 
 `+table(false)+`
