@@ -64,6 +64,8 @@ require (
 	tags.cncf.io/container-device-interface v1.1.1
 )
 
+require sigs.k8s.io/knftables v0.0.22 // indirect
+
 require (
 	cel.dev/expr v0.25.2 // indirect
 	cyphar.com/go-pathrs v0.2.5 // indirect
