@@ -304,7 +304,7 @@ func (g *global) playCluster(ctx context.Context, n *node.Node, claim *play.Clai
 	// Any port: a play comes and goes, and shares the machine with others.
 	return cluster.Start(ctx, cluster.Config{
 		CRI: service, Streams: n.Streams(), Root: g.root, Run: g.run, Memory: true, Keep: keep,
-		API: []string{"127.0.0.1:0"}, Kubelet: "127.0.0.1:0",
+		API: []string{"127.0.0.1:0"}, Kubelet: "127.0.0.1:0", Pods: podSide(n),
 		Engine: engine.Config{Dir: claim.PodsDir(), LogDir: claim.LogDir(), KeepLogs: true},
 	})
 }

@@ -55,7 +55,7 @@ pause, and the next unipod serve adopts them.`,
   # the same, with containerd as the runtime
   unipod serve --runtime-endpoint unix:///run/containerd/containerd.sock
 
-  # reachable from other machines, and from pods
+  # reachable from other machines (pods reach it without)
   unipod serve --api-address 127.0.0.1:6443 --api-address 192.0.2.7:6443
 
   # a container runtime for kubelet, and nothing else
@@ -178,6 +178,7 @@ func (g *global) serveCluster(ctx context.Context, n *node.Node, f serveFlags, r
 	if err := backup.Check(g.root); err != nil && !cfg.Memory {
 		return err
 	}
+	cfg.Pods = podSide(n)
 	cfg.CRI, cfg.Streams, cfg.Static, cfg.StaticLoaded = n.CRI(), n.Streams(), &static.Objects{}, loaded
 	c, err := cluster.Start(ctx, cfg)
 	if err != nil {
@@ -217,6 +218,12 @@ func (g *global) serveCluster(ctx context.Context, n *node.Node, f serveFlags, r
 	tellSystemd(daemon.SdNotifyStopping)
 	slog.Info("ending; pods keep running")
 	return err
+}
+
+// podSide is how a node's pods reach this machine.
+func podSide(n *node.Node) (p cluster.PodSide) {
+	p.Link, p.Gateways, p.Prepare = n.PodSide()
+	return p
 }
 
 // tellSystemd tells how far the service is, where systemd started it.

@@ -21,6 +21,7 @@ import (
 
 	"unipod.dev/unipod/internal/cri"
 	"unipod.dev/unipod/internal/node"
+	"unipod.dev/unipod/internal/service"
 	"unipod.dev/unipod/internal/volume"
 )
 
@@ -40,7 +41,7 @@ func newUninstall(g *global) *cobra.Command {
 		Short: "End all pods and remove everything of unipod's from this machine",
 		Long: `End all pods and remove everything of unipod's from this machine: the systemd
 unit is stopped, disabled and removed, pods are stopped, and their mounts, network links,
-nftables table, control groups and the directories --root and --run are removed,
+nftables tables, control groups and the directories --root and --run are removed,
 with all images, volumes, objects and keys in them.
 
 What stays: the program itself (make uninstall removes it), manifests in /etc/unipod/manifests, and what pods wrote into hostPath volumes.`,
@@ -95,6 +96,9 @@ func (g *global) uninstall(ctx context.Context, bridge string, say func(string, 
 			return fmt.Errorf("ending the pods: %w; nothing was removed", err)
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := service.Remove(bridge); err != nil {
 		return err
 	}
 	if err := unmountBelow(g.root, g.run); err != nil {

@@ -94,6 +94,8 @@ type Config struct {
 	// Services are the networks of cluster IPs, one or one of each family;
 	// default [DefaultServices].
 	Services []*net.IPNet
+	// Pods is where pods are, when that is known.
+	Pods PodSide
 	// AuditPolicy and AuditLog: see package apiserver.
 	AuditPolicy, AuditLog string
 	// Kubeconfigs are further places for the administrator's kubeconfig.
@@ -113,7 +115,7 @@ func (c *Config) complete() (err error) {
 		c.API = []string{DefaultAPI}
 	}
 	if len(c.Services) == 0 {
-		c.Services = DefaultServices()
+		c.Services = c.Pods.defaultServices()
 	}
 	if c.Clock == nil {
 		c.Clock = clock.RealClock{}

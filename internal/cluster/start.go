@@ -65,7 +65,11 @@ func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 		shut(kubelet)
 		return nil, err
 	}
-	if err := c.startDeciders(running); err != nil {
+	services, err := c.newServices()
+	if err == nil {
+		err = c.startDeciders(running)
+	}
+	if err != nil {
 		shut(kubelet)
 		return nil, err
 	}
@@ -85,6 +89,7 @@ func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 		return nil, err
 	}
 	heap.Started()
+	c.runServices(running, services)
 	c.group.Go(func() error {
 		return c.keys.Run(running, func() {
 			if err := c.writeKubeconfigs(); err != nil {
@@ -174,12 +179,13 @@ func (c *Cluster) openState() (err error) {
 
 // startAPI starts the API and answers on the listeners.
 func (c *Cluster) startAPI(ctx context.Context, listeners []net.Listener, kubelet netip.AddrPort) (err error) {
-	advertise := netip.AddrPort{}
-	for _, l := range listeners {
-		if a := reachable(l.Addr()); !a.Addr().IsLoopback() {
-			advertise = a
-			break
-		}
+	advertise, own, err := c.podEndpoint(listeners)
+	if err != nil {
+		shut(listeners)
+		return err
+	}
+	if own != nil {
+		listeners = append(listeners, own)
 	}
 	c.kubelets, err = newKubelets(c.keys, c.cfg.NodeName, kubelet, client.NodeGetterFunc(func(ctx context.Context, name string, o metav1.GetOptions) (*v1.Node, error) {
 		return c.client.CoreV1().Nodes().Get(ctx, name, o) // nobody asks before it is there
@@ -207,6 +213,9 @@ func (c *Cluster) startAPI(ctx context.Context, listeners []net.Listener, kubele
 	names := []string{c.cfg.NodeName}
 	for _, l := range listeners {
 		names = append(names, reachable(l.Addr()).Addr().String())
+	}
+	if own == nil && advertise.IsValid() {
+		names = append(names, advertise.Addr().String())
 	}
 	for _, n := range c.cfg.Services {
 		names = append(names, first(n).String()) // the Service kubernetes

@@ -190,6 +190,24 @@ func Open(_ context.Context, cfg Config) (_ *Network, err error) {
 // Ready is always nil: what a pod needs is made when the first one comes.
 func (n *Network) Ready(context.Context) error { return nil }
 
+// Prepare makes what all pods share before the first comes.
+func (n *Network) Prepare(ctx context.Context) error {
+	_, _, err := n.ensure(ctx)
+	return err
+}
+
+// Bridge is the name of the link that pods are behind.
+func (n *Network) Bridge() string { return n.cfg.Bridge }
+
+// Gateways are this machine's addresses on the bridge, one of each family that
+// pods have.
+func (n *Network) Gateways() (all []netip.Addr) {
+	for _, gw := range n.ipam.gateways() {
+		all = append(all, gw.Addr())
+	}
+	return all
+}
+
 // Close waits for what Teardown left to be done behind it and releases the
 // Network's own resources. Pods keep their network.
 func (n *Network) Close() error {

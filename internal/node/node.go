@@ -136,6 +136,20 @@ func (n *Node) Streams() http.Handler {
 	return n.local.runtime.Streams()
 }
 
+// PodSide is how pods reach this machine: the link they are behind, the
+// machine's addresses on it, and how to make it before the first pod comes.
+// All are empty where the network isn't ours.
+func (n *Node) PodSide() (link string, gateways []netip.Addr, prepare func(context.Context) error) {
+	if n.local == nil {
+		return "", nil, nil
+	}
+	own, ok := n.local.network.(*network.Network)
+	if !ok {
+		return "", nil, nil
+	}
+	return own.Bridge(), own.Gateways(), own.Prepare
+}
+
 // Images is the administration of the node's images.
 func (n *Node) Images() ImageAdmin { return n.images }
 

@@ -37,6 +37,7 @@ const theLine = 4
 var house = map[string]rule{
 	"internal/sys":        {0, nil, "the ground: system calls, and nothing of ours"},
 	"internal/version":    {0, nil, "a string"},
+	"internal/podlisten":  {0, nil, "sockets for who is near; knows no pod"},
 	"internal/linger":     {0, nil, "closes TCP connections, whoever uses them"},
 	"internal/resolvconf": {0, nil, "a file format that both halves read"},
 	"internal/fault":      {0, nil, "names points in other packages, and knows none of them"},
@@ -77,6 +78,10 @@ var house = map[string]rule{
 	"internal/upkeep": {7, []string{"internal/upkeep/eviction", "internal/upkeep/imagegc", "internal/cri", "internal/podspec", "internal/engine"},
 		"keeps the node able to run pods, over the engine and the CRI"},
 
+	"internal/service/plan":    {5, nil, "pure: where connections to a Service go"},
+	"internal/service/ruleset": {6, []string{"internal/service/plan"}, "the kernel's part of Services; knows no API"},
+	"internal/service":         {7, []string{"internal/service/plan", "internal/service/ruleset"}, "watches Services; the API is a client to it, and pods are addresses"},
+
 	"internal/shutdown": {7, []string{"internal/engine"}, "ends pods when the machine goes, and knows logind only"},
 
 	"internal/node": {7, []string{"internal/cri", "internal/criserver", "internal/runtime", "internal/image", "internal/network", "internal/cgroup",
@@ -97,11 +102,11 @@ var house = map[string]rule{
 	"internal/static":         {9, []string{"internal/manifest", "internal/engine", "internal/cri"}, "the engine's pods from a directory"},
 	"internal/play":           {9, []string{"internal/manifest", "internal/volume", "internal/logview", "internal/progress", "internal/timeline", "internal/cri"}, "an API's objects in the foreground"},
 	"internal/cluster": {10, []string{"internal/cri", "internal/engine", "internal/machine", "internal/pki", "internal/store", "internal/apiserver", "internal/controllers", "internal/scheduler",
-		"internal/klogs", "internal/agent", "internal/kubeletapi", "internal/stats", "internal/upkeep", "internal/shutdown", "internal/static", "internal/volume", "internal/sys", "internal/linger"}, "the one place where the upper half is put together"},
+		"internal/klogs", "internal/agent", "internal/kubeletapi", "internal/stats", "internal/upkeep", "internal/shutdown", "internal/static", "internal/volume", "internal/sys", "internal/linger", "internal/podlisten", "internal/service"}, "the one place where the upper half is put together"},
 	"internal/kubectl": {10, nil, "upstream's commands on the node's kubeconfig; knows nothing else of a node"},
 	"internal/backup":  {7, []string{"internal/pki", "internal/store"}, "one file out of keys and objects"},
 	"internal/cli": {11, []string{"internal/kubectl", "internal/klogs", "internal/backup", "internal/pki", "internal/store", "internal/volume", "internal/cluster", "internal/play", "internal/static", "internal/anatomy", "internal/bench", "internal/logview", "internal/progress", "internal/timeline",
-		"internal/node", "internal/machine", "internal/manifest", "internal/engine", "internal/image", "internal/cri", "internal/version", "internal/stats", "internal/upkeep", "internal/shutdown"}, "flags and tables; no decision of its own"},
+		"internal/node", "internal/machine", "internal/manifest", "internal/engine", "internal/image", "internal/cri", "internal/version", "internal/stats", "internal/upkeep", "internal/shutdown", "internal/service"}, "flags and tables; no decision of its own"},
 	"cmd/unipod": {12, []string{"internal/cli"}, "main and nothing else"},
 }
 
@@ -124,8 +129,8 @@ var bans = []ban{
 	{"github.com/containerd/containerd", []string{"internal/image", "internal/runtime", "internal/security"}, "images and profiles are its only use"},
 	{"go.podman.io", []string{"internal/image"}, "the user's registry configuration is its only use"},
 	{"go.etcd.io/bbolt", []string{"internal/image"}, "the image store's own database; a pod's records are files"},
-	{"github.com/vishvananda/netlink", []string{"internal/network", "internal/bench"}, "one floor speaks netlink"},
-	{"github.com/google/nftables", []string{"internal/network"}, "one floor speaks nftables"},
+	{"github.com/vishvananda/netlink", []string{"internal/network", "internal/bench", "internal/service/ruleset", "internal/podlisten"}, "pods' links below the line, Services above it"},
+	{"github.com/google/nftables", []string{"internal/network", "internal/service/ruleset"}, "a table of pods' network below the line, one of Services above it"},
 	{"github.com/opencontainers/cgroups", []string{"internal/cgroup", "internal/runtime"}, "one floor knows cgroup drivers (runtime names the types of its figures)"},
 	{"github.com/spf13/cobra", []string{"internal/cli", "internal/kubectl"}, "flags end at the command line (kubectl brings its own)"},
 	{"k8s.io/client-go/kubernetes", []string{"internal/apiserver", "internal/controllers", "internal/scheduler", "internal/agent", "internal/kubeletapi", "internal/cluster", "internal/play", "internal/cli", "internal/bench/apibench"}, "the runtime and the engine are no clients of a cluster"},
@@ -134,6 +139,7 @@ var bans = []ban{
 
 // pure packages decide: what they know of the world is given to them.
 var pure = map[string][]string{
+	"internal/service/plan":    {"os", "net/http", "syscall", "golang.org/x/sys", "math/rand", "math/rand/v2"},
 	"internal/timeline":        {"os", "net", "syscall", "golang.org/x/sys", "os/signal", "math/rand", "math/rand/v2"},
 	"internal/upkeep/eviction": {"os", "net", "syscall", "golang.org/x/sys"},
 	"internal/upkeep/imagegc":  {"os", "net", "syscall", "golang.org/x/sys"},
