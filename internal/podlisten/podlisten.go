@@ -3,13 +3,14 @@
 //
 // An address alone keeps nobody out. The kernel takes a packet to any of its
 // addresses from any link, and whoever shares a network with this machine may
-// send one. So there are two sockets for the address, one bound to the pods'
-// link and one to the loopback: what arrives by another link finds none of
-// them, whatever addresses it carries.
+// send one. So the socket has a filter in the kernel: what arrives neither by
+// the pods' link nor from this machine itself is not there for it, whatever
+// addresses it carries. (A socket bound to the link would keep this machine's
+// own programs out, those of pods in its network among them: its answers leave
+// by that link too.)
 //
-// The pods' link need not be there: its socket is opened when the link comes,
-// again when the link was replaced, and closed when it goes. The machine's
-// side is there from the beginning, so the port is known.
+// The pods' link need not be there, nor the address: the filter lets the link
+// in when it comes, and again when it was replaced.
 //
 // A Listener is like any other: safe for concurrent use, Close waits for what
 // it started, and connections it handed out are their owners'.
@@ -32,45 +33,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Listener listens on both sides. Make one with [Listen].
+// Listener listens for pods. Make one with [Listen].
 type Listener struct {
+	*net.TCPListener
 	link string
-	at   netip.AddrPort
 	log  *slog.Logger
 
-	accepted chan net.Conn
-	done     chan struct{} // closed by Close
-	work     sync.WaitGroup
-
-	mu     sync.Mutex
-	closed bool
-	host   net.Listener
-	pods   net.Listener // nil while the link isn't there
-	index  int          // of the link that pods is bound to
+	stop context.CancelFunc
+	work sync.WaitGroup
 }
 
-// Listen opens the machine's side of a port (0: any) of an address that need
-// not be there yet, and the pods' as soon as their link is.
+// Listen opens a port (0: any) of an address of this machine, for itself at
+// once and for what comes by the link as soon as there is one of that name.
 func Listen(link string, at netip.AddrPort, log *slog.Logger) (*Listener, error) {
-	l := &Listener{link: link, log: log, accepted: make(chan net.Conn), done: make(chan struct{})}
-	host, err := open("lo", at)
-	if err != nil {
-		return nil, err
-	}
-	l.at = netip.AddrPortFrom(at.Addr(), uint16(host.Addr().(*net.TCPAddr).Port))
-	l.host = host
-	l.work.Go(func() { l.accept(host) })
-	l.work.Go(l.follow)
-	return l, nil
-}
-
-// open listens on an address for what comes by one link.
-func open(link string, at netip.AddrPort) (net.Listener, error) {
 	cfg := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
 		cerr := c.Control(func(fd uintptr) {
-			if err = unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, link); err == nil {
-				// The address comes with the link, perhaps a moment later.
-				err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1)
+			if err = filter(fd, noLink); err == nil {
+				// The address comes with the link.
+				err = wrap(unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1), "IP_FREEBIND")
 			}
 		})
 		return errors.Join(err, cerr)
@@ -79,25 +59,57 @@ func open(link string, at netip.AddrPort) (net.Listener, error) {
 	if at.Addr().Is4() {
 		network = "tcp4"
 	}
-	l, err := cfg.Listen(context.Background(), network, at.String())
+	opened, err := cfg.Listen(context.Background(), network, at.String())
 	if err != nil {
-		return nil, fmt.Errorf("listening by link %s: %w", link, err)
+		return nil, err
 	}
+	ctx, stop := context.WithCancel(context.Background())
+	l := &Listener{TCPListener: opened.(*net.TCPListener), link: link, log: log, stop: stop}
+	l.work.Go(func() { l.follow(ctx) })
 	return l, nil
+}
+
+func wrap(err error, option string) error {
+	if err != nil {
+		return fmt.Errorf("setsockopt %s: %w", option, err)
+	}
+	return nil
+}
+
+const (
+	loopback = 1 // the index of lo, in every network namespace
+	noLink   = loopback
+)
+
+// filter makes a socket deaf to all but the loopback and one other link.
+func filter(fd uintptr, index int) error {
+	const (
+		nothing, everything = 0, 0xffffffff
+		byLink              = 0xfffff000 + 8 // SKF_AD_OFF + SKF_AD_IFINDEX
+	)
+	program := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: byLink},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: 2, K: loopback},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: 1, K: uint32(index)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: nothing},
+		{Code: unix.BPF_RET | unix.BPF_K, K: everything},
+	}
+	return wrap(unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+		&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}), "SO_ATTACH_FILTER")
 }
 
 // watchAgain is how long a failed watch of links waits. The kernel ends one
 // that it has told too much at once.
 const watchAgain = time.Second
 
-// follow opens and closes the pods' side until Close.
-func (l *Listener) follow() {
+// follow keeps the filter in step with the link until Close.
+func (l *Listener) follow(ctx context.Context) {
 	for {
-		if err := l.watch(); err != nil {
-			l.log.Warn("watching links", "link", l.link, "err", err)
+		if err := l.watch(ctx); err != nil {
+			l.log.Warn("pods may not reach this port", "address", l.Addr(), "link", l.link, "err", err)
 		}
 		select {
-		case <-l.done:
+		case <-ctx.Done():
 			return
 		case <-time.After(watchAgain):
 		}
@@ -105,121 +117,57 @@ func (l *Listener) follow() {
 }
 
 // watch does what links tell until Close, or until the kernel tells no more.
-func (l *Listener) watch() error {
+func (l *Listener) watch(ctx context.Context) error {
 	updates, stop := make(chan netlink.LinkUpdate, 16), make(chan struct{})
 	if err := netlink.LinkSubscribeWithOptions(updates, stop, netlink.LinkSubscribeOptions{ListExisting: true}); err != nil {
 		close(stop)
-		return err
+		return fmt.Errorf("watching links: %w", err)
 	}
 	defer func() {
 		close(stop)
 		for range updates { // until the subscription has ended
 		}
 	}()
-	for {
+	for now := noLink; ; {
+		next := now
 		select {
-		case <-l.done:
+		case <-ctx.Done():
 			return nil
 		case u, ok := <-updates:
 			if !ok {
-				return errors.New("the kernel tells no more")
+				return errors.New("watching links: the kernel tells no more")
 			}
-			a := u.Link.Attrs()
-			switch {
-			case u.Header.Type == unix.RTM_DELLINK:
-				l.gone(a.Index)
-			case a.Name == l.link:
-				l.open(a.Index)
+			switch a := u.Link.Attrs(); {
+			case u.Header.Type == unix.RTM_NEWLINK && a.Name == l.link:
+				next = a.Index
+			case a.Index == now: // it went, or has another name
+				next = noLink
 			}
 		}
+		if next == now {
+			continue
+		}
+		if err := l.let(next); err != nil {
+			return err
+		}
+		now = next
 	}
 }
 
-func (l *Listener) open(index int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed || l.pods != nil && l.index == index {
-		return
-	}
-	if l.pods != nil {
-		l.pods.Close()
-		l.pods = nil
-	}
-	pods, err := open(l.link, l.at)
+// let makes the link of that index the one that pods are behind.
+func (l *Listener) let(index int) (err error) {
+	raw, err := l.SyscallConn()
 	if err != nil {
-		l.log.Error("pods can't reach this port", "address", l.at, "link", l.link, "err", err)
-		return
+		return err
 	}
-	l.pods, l.index = pods, index
-	l.work.Go(func() { l.accept(pods) })
-	l.log.Debug("listening for pods", "address", l.at, "link", l.link)
-}
-
-func (l *Listener) gone(index int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.pods != nil && l.index == index {
-		l.pods.Close()
-		l.pods = nil
-	}
-}
-
-// accept hands on what one side accepts, until it is closed.
-func (l *Listener) accept(side net.Listener) {
-	for {
-		c, err := side.Accept()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			// Too many open files, say: somebody may close some.
-			select {
-			case <-time.After(100 * time.Millisecond):
-				continue
-			case <-l.done:
-				return
-			}
-		}
-		select {
-		case l.accepted <- c:
-		case <-l.done:
-			c.Close()
-		}
-	}
-}
-
-// Accept implements net.Listener.
-func (l *Listener) Accept() (net.Conn, error) {
-	select {
-	case <-l.done:
-		return nil, &net.OpError{Op: "accept", Net: "tcp", Addr: l.Addr(), Err: net.ErrClosed}
-	default:
-	}
-	select {
-	case c := <-l.accepted:
-		return c, nil
-	case <-l.done:
-		return nil, &net.OpError{Op: "accept", Net: "tcp", Addr: l.Addr(), Err: net.ErrClosed}
-	}
+	cerr := raw.Control(func(fd uintptr) { err = filter(fd, index) })
+	return errors.Join(err, cerr)
 }
 
 // Close implements net.Listener.
 func (l *Listener) Close() error {
-	l.mu.Lock()
-	if l.closed {
-		l.mu.Unlock()
-		return nil
-	}
-	l.closed = true
-	close(l.done)
-	err := l.host.Close()
-	if l.pods != nil {
-		err = errors.Join(err, l.pods.Close())
-	}
-	l.mu.Unlock()
+	l.stop()
+	err := l.TCPListener.Close()
 	l.work.Wait()
 	return err
 }
-
-// Addr implements net.Listener: an address and a known port.
-func (l *Listener) Addr() net.Addr { return net.TCPAddrFromAddrPort(l.at) }
