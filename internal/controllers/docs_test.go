@@ -12,7 +12,7 @@ func table(used bool) string {
 	var b strings.Builder
 	b.WriteString("| controller | why |\n|---|---|\n")
 	for _, c := range All {
-		if c.Used() == used {
+		if (c.build != nil) == used {
 			name := c.Name
 			if c.late {
 				name += " *"

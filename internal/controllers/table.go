@@ -31,9 +31,6 @@ type builder func(context.Context, *set) (loop, error)
 // A loop runs until its context is done.
 type loop func(context.Context)
 
-// Used tells whether [Run] runs it.
-func (c Controller) Used() bool { return c.build != nil }
-
 // All are the controllers of kube-controller-manager, every one.
 var All = []Controller{
 	used(names.DeploymentController, "rolls ReplicaSets out and back", newDeployment),

@@ -252,12 +252,6 @@ func TestPTY(t *testing.T) {
 		if n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN); err != nil || n != 0 {
 			t.Errorf("terminal number %d, %v", n, err)
 		}
-		if err := Resize(master, 101, 37); err != nil {
-			t.Error(err)
-		}
-		if ws, err := unix.IoctlGetWinsize(int(slave.Fd()), unix.TIOCGWINSZ); err != nil || ws.Col != 101 || ws.Row != 37 {
-			t.Errorf("size: %+v, %v", ws, err)
-		}
 		if _, err := slave.WriteString("hello\n"); err != nil {
 			t.Error(err)
 		}

@@ -54,11 +54,3 @@ func OpenPTY(devpts *os.File) (master, slave *os.File, err error) {
 	}
 	return master, os.NewFile(peer, "/dev/pts/N"), nil
 }
-
-// Resize sets a terminal's size.
-func Resize(master *os.File, columns, rows uint16) error {
-	if err := unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: columns, Row: rows}); err != nil {
-		return fmt.Errorf("resizing a terminal: %w", err)
-	}
-	return nil
-}

@@ -7,7 +7,7 @@ import (
 
 // What an API server allows only when it is told to is allowed here.
 func TestPrivileged(t *testing.T) {
-	objects, err := Load([]string{"-"}, strings.NewReader(`
+	objects, err := Loader{}.Load([]string{"-"}, strings.NewReader(`
 apiVersion: v1
 kind: Pod
 metadata: {name: p}

@@ -123,11 +123,6 @@ type Loader struct {
 	Now func() time.Time
 }
 
-// Load reads with the zero [Loader].
-func Load(paths []string, stdin io.Reader) (*Objects, error) {
-	return Loader{}.Load(paths, stdin)
-}
-
 // Load reads the objects in files, in the *.yaml, *.yml and *.json files of
 // directories (sorted by name), and in standard input ("-"). The error joins an
 // *[Error] for everything that is wrong; then there are no Objects.

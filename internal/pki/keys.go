@@ -225,6 +225,11 @@ func (a *Authority) RotateEncryptionKey() error {
 	if err != nil {
 		return err
 	}
+	return a.setEncryptionKeys(keys)
+}
+
+// setEncryptionKeys puts other keys in force once they are saved. a.mu is held.
+func (a *Authority) setEncryptionKeys(keys []EncryptionKey) error {
 	text, err := encodeEncryptionKeys(keys)
 	if err != nil {
 		return err
@@ -248,16 +253,7 @@ func (a *Authority) OldEncryptionKeys() int {
 func (a *Authority) DropOldEncryptionKeys() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	keys := slices.Clone(a.secrets[:1])
-	text, err := encodeEncryptionKeys(keys)
-	if err != nil {
-		return err
-	}
-	if err := a.save(encryptionFile, text); err != nil {
-		return err
-	}
-	a.secrets = keys
-	return nil
+	return a.setEncryptionKeys(slices.Clone(a.secrets[:1]))
 }
 
 // save replaces a file of an authority that has files.

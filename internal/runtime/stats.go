@@ -188,20 +188,30 @@ func (r *Runtime) ListContainerStats(ctx context.Context, req *runtimeapi.ListCo
 	f := req.GetFilter()
 	resp := &runtimeapi.ListContainerStatsResponse{}
 	for _, c := range r.allContainers() {
-		if !hasPrefix(c.id, f.GetId()) || !hasPrefix(c.sandbox.id, f.GetPodSandboxId()) ||
-			!hasLabels(c.config.Labels, f.GetLabelSelector()) || c.state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		if !hasPrefix(c.id, f.GetId()) || !hasPrefix(c.sandbox.id, f.GetPodSandboxId()) || !hasLabels(c.config.Labels, f.GetLabelSelector()) {
 			continue
 		}
-		st, err := r.containerStats(c)
-		if err != nil && c.state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
-			continue // ended meanwhile
-		}
-		if err != nil {
+		if resp.Stats, err = r.appendStats(resp.Stats, c); err != nil {
 			return nil, err
 		}
-		resp.Stats = append(resp.Stats, st)
 	}
 	return resp, nil
+}
+
+// appendStats adds a container's figures to a list, if it runs.
+func (r *Runtime) appendStats(list []*runtimeapi.ContainerStats, c *container) ([]*runtimeapi.ContainerStats, error) {
+	runs := func() bool { return c.state() == runtimeapi.ContainerState_CONTAINER_RUNNING }
+	if !runs() {
+		return list, nil
+	}
+	st, err := r.containerStats(c)
+	switch {
+	case err == nil:
+		return append(list, st), nil
+	case !runs():
+		return list, nil // ended meanwhile
+	}
+	return nil, err
 }
 
 // PodSandboxStats implements cri.Runtime.
@@ -276,17 +286,9 @@ func (r *Runtime) sandboxStats(s *sandbox) (*runtimeapi.PodSandboxStats, error) 
 		}
 	}
 	for _, c := range r.containersOf(s.id) {
-		if c.state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
-			continue
-		}
-		st, err := r.containerStats(c)
-		if err != nil && c.state() != runtimeapi.ContainerState_CONTAINER_RUNNING {
-			continue // ended meanwhile
-		}
-		if err != nil {
+		if linux.Containers, err = r.appendStats(linux.Containers, c); err != nil {
 			return nil, err
 		}
-		linux.Containers = append(linux.Containers, st)
 	}
 	return &runtimeapi.PodSandboxStats{
 		Attributes: &runtimeapi.PodSandboxAttributes{

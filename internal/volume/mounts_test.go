@@ -94,15 +94,6 @@ func TestMounts(t *testing.T) {
 	if info, err := os.Stat(message); err != nil || info.Mode() != 0o666 {
 		t.Errorf("the termination log: %v, %v", info, err)
 	}
-	if err := os.WriteFile(message, []byte(strings.Repeat("x", 5000)+"the end"), 0); err != nil {
-		t.Fatal(err)
-	}
-	if text, err := TerminationMessage(message); err != nil || len(text) != 4096 || !strings.HasSuffix(text, "the end") {
-		t.Errorf("the message: %d bytes, %v", len(text), err)
-	}
-	if text, err := TerminationMessage(message + "x"); text != "" || err != nil {
-		t.Errorf("no message: %q, %v", text, err)
-	}
 
 	// The next run finds the same mounts and makes none anew.
 	n := len(mountsBelow(t, m.Dir))

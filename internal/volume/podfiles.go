@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -121,30 +120,4 @@ func (m *Manager) newTerminationLog(pod *v1.Pod, c *v1.Container) (string, error
 		return "", err
 	}
 	return f.Name(), f.Close()
-}
-
-// maxTerminationMessage is how much of a termination message counts, in bytes.
-const maxTerminationMessage = 4096
-
-// TerminationMessage reads the end of a termination message file that Mounts
-// made; "" when it is gone.
-func TerminationMessage(file string) (string, error) {
-	f, err := os.OpenFile(file, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if errors.Is(err, unix.ENOENT) {
-		return "", nil
-	}
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return "", err
-	}
-	if !info.Mode().IsRegular() {
-		return "", fmt.Errorf("%s is not a regular file", file)
-	}
-	from := max(info.Size()-maxTerminationMessage, 0)
-	data, err := io.ReadAll(io.NewSectionReader(f, from, maxTerminationMessage))
-	return string(data), err
 }
