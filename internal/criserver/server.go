@@ -5,7 +5,7 @@
 // name on cri.Service. The streaming list calls, which are the unary ones cut
 // into messages, are all it makes itself.
 //
-// Floor: 4. It imports cri only.
+// Floor: 5. It imports cri only.
 package criserver
 
 import (

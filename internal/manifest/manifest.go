@@ -17,7 +17,7 @@
 // Importing it turns on the alpha features of Kubernetes that unipod carries
 // out (features.go): that gate is process-wide.
 //
-// Floor: 4, beside podspec, volume and lifecycle. It imports nothing of unipod.
+// Floor: 5, beside podspec, volume and lifecycle. It imports nothing of unipod.
 package manifest
 
 import (

@@ -6,7 +6,7 @@
 // runs the node in this process; [Connect] reaches the one that runs. Both
 // give the same [Node], so that what stands above needn't know which it has.
 //
-// Floor: 6. It imports everything below it.
+// Floor: 7. It imports everything below it.
 package node
 
 import (

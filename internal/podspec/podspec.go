@@ -17,7 +17,7 @@
 // Errors of a container's configuration are *[ConfigError]; their text is
 // kubelet's and becomes the message of the CreateContainerConfigError state.
 //
-// Floor: 4, beside volume, manifest and lifecycle. It imports only the CRI's
+// Floor: 5, beside volume, manifest and lifecycle. It imports only the CRI's
 // types and Kubernetes' own helpers.
 package podspec
 

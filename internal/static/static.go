@@ -7,7 +7,7 @@
 // source with any error in it changes nothing: what ran goes on, and the
 // errors are logged.
 //
-// Floor: 8, beside play: another face of the engine.
+// Floor: 9, beside play: another face of the engine.
 package static
 
 import (

@@ -26,7 +26,7 @@
 //
 // Calls for different pods may overlap; calls for one pod must not.
 //
-// Floor: 4, beside podspec, manifest and lifecycle. It imports internal/sys.
+// Floor: 5, beside podspec, manifest and lifecycle. It imports internal/sys.
 package volume
 
 import (

@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"maps"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -308,7 +309,10 @@ func TestClock(t *testing.T) {
 	}
 }
 
-// TestPackageComments: every package says what it owns, in one place.
+var floorSaid = regexp.MustCompile(`Floor:? (\d+)`)
+
+// TestPackageComments: every package says what it owns, in one place, and no
+// other floor than the table.
 func TestPackageComments(t *testing.T) {
 	_, all := sources(t)
 	docs := map[string]string{}
@@ -324,6 +328,8 @@ func TestPackageComments(t *testing.T) {
 		switch doc := docs[dir]; {
 		case strings.TrimSpace(doc) == "":
 			t.Errorf("%s: no package comment", dir)
+		case floorSaid.MatchString(doc) && floorSaid.FindStringSubmatch(doc)[1] != strconv.Itoa(house[dir].floor) && house[dir].why != "":
+			t.Errorf("%s: the package comment says %q; it is on floor %d", dir, floorSaid.FindString(doc), house[dir].floor)
 		case within(dir, "internal") && len(strings.Fields(doc)) < 12:
 			t.Errorf("%s: the package comment doesn't say what it owns and promises: %q", dir, doc)
 		}
