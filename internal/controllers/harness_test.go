@@ -25,6 +25,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -48,6 +49,7 @@ type cluster struct {
 	keys    *pki.Authority
 	metrics *metricsSource
 	volumes string
+	shared  informers.SharedInformerFactory // what the controllers know
 }
 
 // There is one in a process, upstream's registries being the process's.
@@ -172,6 +174,7 @@ func start() (stop func() error, err error) {
 	run("scheduler", func() error {
 		return scheduler.Run(upto, scheduler.Config{Client: api.Loopback(), Informers: api.Informers(), Making: making, Log: log})
 	})
+	it.shared = api.Informers()
 	a := &agent{client: it.client}
 	pods := api.Informers().Core().V1().Pods().Informer()
 	if _, err := pods.AddEventHandler(cache.ResourceEventHandlerFuncs{

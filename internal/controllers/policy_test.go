@@ -70,6 +70,11 @@ func TestHorizontalPodAutoscaler(t *testing.T) {
 
 func TestResourceQuota(t *testing.T) {
 	s := newSpace(t)
+	// What is made while a quota is first counted is counted in five minutes.
+	s.until("the namespace has what every one has", func() bool {
+		_, err := it.shared.Core().V1().ConfigMaps().Lister().ConfigMaps(s.ns).Get("kube-root-ca.crt")
+		return err == nil
+	})
 	quotas := s.CoreV1().ResourceQuotas(s.ns)
 	_, err := quotas.Create(s.ctx, &v1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: "q"},
 		Spec: v1.ResourceQuotaSpec{Hard: v1.ResourceList{v1.ResourcePods: resource.MustParse("2"), "count/configmaps": resource.MustParse("5")}}}, metav1.CreateOptions{})

@@ -83,6 +83,11 @@ func TestLocalVolumeWaitsForConsumer(t *testing.T) {
 		VolumeBindingMode: ptr(storage.VolumeBindingWaitForFirstConsumer)}, metav1.CreateOptions{})
 	s.must(err)
 	defer func() { s.must(classes.Delete(s.ctx, s.ns, metav1.DeleteOptions{})) }()
+	// A claim of a class that the binder doesn't know yet is bound at once.
+	s.until("the class is known", func() bool {
+		_, err := it.shared.Storage().V1().StorageClasses().Lister().Get(s.ns)
+		return err == nil
+	})
 	at := func(node string) func(*v1.PersistentVolume) {
 		return func(pv *v1.PersistentVolume) {
 			pv.Spec.PersistentVolumeSource = v1.PersistentVolumeSource{Local: &v1.LocalVolumeSource{Path: "/data"}}
