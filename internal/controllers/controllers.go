@@ -98,12 +98,12 @@ type set struct {
 	fail     context.CancelCauseFunc         // ends all
 }
 
-func newSet(cfg Config) (*set, error) {
+func newSet(ctx context.Context, cfg Config) (*set, error) {
 	if cfg.Client == nil || cfg.Informers == nil || cfg.Making == nil || cfg.Log == nil {
 		return nil, errors.New("controllers need a client, informers, their lock and a logger")
 	}
 	s := &set{Config: cfg, config: rest.CopyConfig(cfg.Client), started: make(chan struct{})}
-	s.shared, s.Informers = cfg.Informers, &gated{cfg.Informers, s.started}
+	s.shared, s.Informers = cfg.Informers, &gated{cfg.Informers, gate{s.started, ctx.Done()}}
 	s.config.UserAgent = Agent
 	s.config.QPS, s.config.Burst, s.config.RateLimiter = -1, 0, nil
 	var err error
@@ -135,20 +135,20 @@ func (s *set) synced(ctx context.Context) {
 // Run runs the controllers until ctx is done, and returns when all have ended.
 // One that can't be made ends the others.
 func Run(ctx context.Context, cfg Config) error {
-	s, err := newSet(cfg)
+	all, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	s, err := newSet(all, cfg)
 	if err != nil {
 		return err
 	}
-	var all context.Context
-	all, s.fail = context.WithCancelCause(ctx)
-	defer s.fail(nil)
+	s.fail = fail
 	all = klogs.Context(all, cfg.Log)
 	var running sync.WaitGroup
 	defer running.Wait()
 	running.Go(func() { s.served.run(all) })
 	loops, err := s.make(all)
 	if err != nil {
-		s.fail(err)
+		fail(err)
 	}
 	for _, loop := range loops {
 		running.Go(loop)

@@ -25,15 +25,28 @@ import (
 // controllers register their handlers while they are still being made: there,
 // no informer runs before all of them are. Here others share the informers and
 // have started them, and a handler called too early finds a controller without
-// its listers.
+// its listers. When it ends before that, what is told is dropped: whoever has
+// the informers waits for their handlers.
 type gated struct {
 	informers.SharedInformerFactory
-	open <-chan struct{}
+	gate
+}
+
+type gate struct{ open, ended <-chan struct{} }
+
+// pass waits, and tells whether the gate was opened.
+func (g gate) pass() bool {
+	select {
+	case <-g.open:
+		return true
+	case <-g.ended:
+		return false
+	}
 }
 
 // InformerFor implements informers.SharedInformerFactory.
 func (g *gated) InformerFor(obj runtime.Object, newFunc internalinterfaces.NewInformerFunc) cache.SharedIndexInformer {
-	return gatedInformer{g.SharedInformerFactory.InformerFor(obj, newFunc), g.open}
+	return gatedInformer{g.SharedInformerFactory.InformerFor(obj, newFunc), g.gate}
 }
 
 // The groups that controllers watch, by way of the gate.
@@ -55,45 +68,48 @@ func (g *gated) Storage() storage.Interface           { return storage.New(g, ""
 
 type gatedInformer struct {
 	cache.SharedIndexInformer
-	open <-chan struct{}
+	gate
 }
 
 // AddEventHandler implements cache.SharedInformer.
 func (i gatedInformer) AddEventHandler(h cache.ResourceEventHandler) (cache.ResourceEventHandlerRegistration, error) {
-	return i.SharedIndexInformer.AddEventHandler(gatedHandler{h, i.open})
+	return i.SharedIndexInformer.AddEventHandler(gatedHandler{h, i.gate})
 }
 
 // AddEventHandlerWithResyncPeriod implements cache.SharedInformer.
 func (i gatedInformer) AddEventHandlerWithResyncPeriod(h cache.ResourceEventHandler, resync time.Duration) (cache.ResourceEventHandlerRegistration, error) {
-	return i.SharedIndexInformer.AddEventHandlerWithResyncPeriod(gatedHandler{h, i.open}, resync)
+	return i.SharedIndexInformer.AddEventHandlerWithResyncPeriod(gatedHandler{h, i.gate}, resync)
 }
 
 // AddEventHandlerWithOptions implements cache.SharedInformer.
 func (i gatedInformer) AddEventHandlerWithOptions(h cache.ResourceEventHandler, options cache.HandlerOptions) (cache.ResourceEventHandlerRegistration, error) {
-	return i.SharedIndexInformer.AddEventHandlerWithOptions(gatedHandler{h, i.open}, options)
+	return i.SharedIndexInformer.AddEventHandlerWithOptions(gatedHandler{h, i.gate}, options)
 }
 
 // gatedHandler waits in a goroutine of its own: an informer keeps what its
 // handlers haven't taken.
 type gatedHandler struct {
 	cache.ResourceEventHandler
-	open <-chan struct{}
+	gate
 }
 
 // OnAdd implements cache.ResourceEventHandler.
 func (h gatedHandler) OnAdd(obj any, initial bool) {
-	<-h.open
-	h.ResourceEventHandler.OnAdd(obj, initial)
+	if h.pass() {
+		h.ResourceEventHandler.OnAdd(obj, initial)
+	}
 }
 
 // OnUpdate implements cache.ResourceEventHandler.
 func (h gatedHandler) OnUpdate(old, obj any) {
-	<-h.open
-	h.ResourceEventHandler.OnUpdate(old, obj)
+	if h.pass() {
+		h.ResourceEventHandler.OnUpdate(old, obj)
+	}
 }
 
 // OnDelete implements cache.ResourceEventHandler.
 func (h gatedHandler) OnDelete(obj any) {
-	<-h.open
-	h.ResourceEventHandler.OnDelete(obj)
+	if h.pass() {
+		h.ResourceEventHandler.OnDelete(obj)
+	}
 }

@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"context"
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
@@ -19,8 +20,8 @@ func TestGate(t *testing.T) {
 	shared.StartWithContext(ctx)
 	shared.WaitForCacheSyncWithContext(ctx)
 
-	open, told := make(chan struct{}), make(chan bool, 1)
-	pods := (&gated{shared, open}).Core().V1().Pods()
+	open, ended, told := make(chan struct{}), make(chan struct{}), make(chan bool, 1)
+	pods := (&gated{shared, gate{open, ended}}).Core().V1().Pods()
 	ready := false // as a controller's listers are, in the end
 	if _, err := pods.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { told <- ready }}); err != nil {
 		t.Fatal(err)
@@ -33,4 +34,18 @@ func TestGate(t *testing.T) {
 	if !<-told {
 		t.Error("called before the gate was open")
 	}
+}
+
+// What ends before its gate was open lets go of the informers.
+func TestGateThatStaysShut(t *testing.T) {
+	shared := informers.NewSharedInformerFactory(fake.NewClientset(&v1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "p"}}), 0)
+	ctx, cancel := context.WithCancel(t.Context())
+	pods := (&gated{shared, gate{nil, ctx.Done()}}).Core().V1().Pods()
+	if _, err := pods.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { t.Error("called behind a shut gate") }}); err != nil {
+		t.Fatal(err)
+	}
+	shared.StartWithContext(ctx)
+	shared.WaitForCacheSyncWithContext(ctx)
+	cancel()
+	shared.Shutdown() // would wait for ever
 }

@@ -61,7 +61,7 @@ func later(first find, build builder) builder {
 func (s *set) makeLate(ctx context.Context, build builder) (loop, error) {
 	own := *s
 	own.started = make(chan struct{})
-	own.Informers = &gated{s.shared, own.started}
+	own.Informers = &gated{s.shared, gate{own.started, ctx.Done()}}
 	s.Making.Lock()
 	run, err := build(ctx, &own)
 	s.Making.Unlock()

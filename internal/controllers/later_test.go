@@ -29,7 +29,7 @@ func lateSet(t *testing.T, client *fake.Clientset) (s *set, ctx context.Context)
 	shared := informers.NewSharedInformerFactory(client, 0)
 	s = &set{Config: Config{Making: &sync.Mutex{}, Log: slog.New(slog.DiscardHandler)}, shared: shared, started: make(chan struct{}), fail: fail,
 		objects: informerfactory.NewInformerFactory(shared, metadatainformer.NewSharedInformerFactory(none, 0))}
-	s.Informers = &gated{shared, s.started}
+	s.Informers = &gated{shared, gate{s.started, ctx.Done()}}
 	t.Cleanup(func() {
 		fail(nil)
 		shared.Shutdown()
