@@ -446,8 +446,8 @@ func TestTakenAway(t *testing.T) {
 	}
 }
 
-// TestTwoClaims: two Services say one address is theirs. One has it, the
-// others are served all the same, and when it goes the second has it.
+// TestTwoClaims: two Services say one address is theirs. The first by name has
+// it, and others are served all the same.
 func TestTwoClaims(t *testing.T) {
 	h := newHost(t)
 	a, b, client := h.pod().serve(), h.pod().serve(), h.pod()
@@ -570,5 +570,22 @@ func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestAnyLink: where nobody knows what pods are behind, they reach Services by
+// whatever link; where it is known, what comes by another doesn't.
+func TestAnyLink(t *testing.T) {
+	for from, reached := range map[string]bool{"": true, "other0": false} {
+		h := newHost(t)
+		h.table.cfg.From = from
+		a, client := h.pod().serve(), h.pod()
+		must(t, h.table.Replace(map[string][]plan.Port{"web": service("10.67.0.9:80", 0, a)}))
+		if who, _, err := ask(t, client.ns, "10.67.0.9:80"); (err == nil && who == a.ip4) != reached {
+			t.Errorf("from %q: %q %v", from, who, err)
+		}
+		if who, _, err := ask(t, h.ns, "10.67.0.9:80"); err != nil || who != a.ip4 {
+			t.Errorf("the host: %q %v", who, err)
+		}
 	}
 }
