@@ -2,7 +2,8 @@
 # Programs that none of us wrote, against `unipod serve`: Kubernetes' own
 # sample operator (k8s.io/sample-controller, at the version tools/go.mod pins)
 # and helm with the chart that `helm create` makes. Both run as on any cluster:
-# they know a kubeconfig and nothing else.
+# helm knows a kubeconfig and nothing else, and the operator, a pod, not even
+# that.
 #
 #   test/operator/run.sh UNIPOD
 #
@@ -19,7 +20,7 @@ if [ -z "${OPERATOR_INSIDE:-}" ]; then
 	examples=$(cd "$here/tools" && go list -m -f '{{.Dir}}' k8s.io/sample-controller)/artifacts/examples
 	mkdir -p /etc/unipod
 	# A network and mounts of its own, so that nothing of the machine is touched.
-	OPERATOR_INSIDE=1 OPERATOR_EXAMPLES=$examples PATH=$bin:$PATH exec unshare -n -m --propagation slave "$0" "$unipod"
+	OPERATOR_INSIDE=1 OPERATOR_EXAMPLES=$examples OPERATOR_BIN=$bin PATH=$bin:$PATH exec unshare -n -m --propagation slave "$0" "$unipod"
 fi
 
 ip link set lo up
@@ -37,9 +38,9 @@ finish() {
 	if [ $code != 0 ]; then
 		echo "--- failed; the node's log:"
 		tail -n 40 "$work/serve.log" || true
-		tail -n 20 "$work/operator.log" 2>/dev/null || true
+		"$unipod" --run "$run" logs -n operators deploy/sample-controller --tail=20 || true
 	fi
-	"$unipod" --run "$run" delete namespace demo shop --ignore-not-found --timeout=30s >/dev/null 2>&1 || true
+	"$unipod" --run "$run" delete namespace demo shop operators --ignore-not-found --timeout=30s >/dev/null 2>&1 || true
 	kill "${children[@]}" 2>/dev/null || true
 	wait
 	rm -rf "$work" "$run"
@@ -82,8 +83,46 @@ echo "=== sample-controller"
 k create namespace demo
 k apply -f "$OPERATOR_EXAMPLES/crd-status-subresource.yaml"
 k wait --for=condition=Established crd/foos.samplecontroller.k8s.io --timeout=30s
-sample-controller -kubeconfig "$KUBECONFIG" >"$work/operator.log" 2>&1 &
-children+=($!)
+k apply -f - <<EOF
+apiVersion: v1
+kind: Namespace
+metadata: {name: operators}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: sample, namespace: operators}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: sample}
+rules:
+- {apiGroups: [samplecontroller.k8s.io], resources: [foos, foos/status], verbs: ["*"]}
+- {apiGroups: [apps], resources: [deployments], verbs: ["*"]}
+- {apiGroups: ["", events.k8s.io], resources: [events], verbs: [create, patch]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: sample}
+subjects: [{kind: ServiceAccount, name: sample, namespace: operators}]
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: sample}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: sample-controller, namespace: operators}
+spec:
+  selector: {matchLabels: {app: sample-controller}}
+  template:
+    metadata: {labels: {app: sample-controller}}
+    spec:
+      serviceAccountName: sample
+      containers:
+      - name: operator
+        image: nginx:latest
+        command: [/operator]
+        volumeMounts: [{name: operator, mountPath: /operator}]
+      volumes: [{name: operator, hostPath: {path: $OPERATOR_BIN/sample-controller, type: File}}]
+EOF
+k rollout status deployment/sample-controller -n operators --timeout=60s
 k apply -n demo -f "$OPERATOR_EXAMPLES/example-foo.yaml"
 until_true "the operator made its Deployment available" is foos.samplecontroller.k8s.io demo example-foo '{.status.availableReplicas}' 1
 k patch foo example-foo -n demo --type=merge -p '{"spec":{"replicas":3}}'
