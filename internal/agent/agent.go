@@ -40,6 +40,7 @@ import (
 type Engine interface {
 	Apply(pod *v1.Pod, from engine.Origin) error
 	Delete(uid types.UID, grace *time.Duration)
+	Pods() []*v1.Pod
 	Watch(ctx context.Context) <-chan engine.Event
 	CleanOrphans(ctx context.Context, keep func(types.UID) bool) error
 	ObjectsChanged(namespace string)

@@ -411,6 +411,31 @@ func TestMirror(t *testing.T) {
 	l.await("static", "gone", nil)
 }
 
+// A node that starts anew has its static pods back before it is told of them:
+// their mirrors stay.
+func TestMirrorKept(t *testing.T) {
+	l := newLab(t, nil)
+	if err := l.engine.Apply(static(l, "aaaa", "static"), engine.FromManifests("/manifests")); err != nil {
+		t.Fatal(err)
+	}
+	first := l.await("static", "ready", isReady)
+	m := l.agent.mirrors
+	name := nameOf(first)
+	m.mu.Lock()
+	told := m.wanted[name]
+	delete(m.wanted, name)
+	m.mu.Unlock()
+	if err := m.reconcile(t.Context(), name); err != nil {
+		t.Fatal(err)
+	}
+	if now := l.get("static"); now == nil || now.UID != first.UID {
+		t.Errorf("the mirror of a pod that the engine has was removed: %v", now)
+	}
+	m.want(told)
+	l.engine.Delete("aaaa", nil)
+	l.await("static", "gone", nil)
+}
+
 // askSecret has a container ask for a Secret that only manifests have.
 func askSecret(p *v1.Pod) {
 	p.Spec.Containers[0].Env = []v1.EnvVar{{Name: "WORD", ValueFrom: &v1.EnvVarSource{SecretKeyRef: &v1.SecretKeySelector{

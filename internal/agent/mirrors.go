@@ -87,13 +87,11 @@ func (m *mirrors) want(pod *v1.Pod) {
 // unwant takes note that a pod has ended and is gone.
 func (m *mirrors) unwant(pod *v1.Pod) {
 	m.mu.Lock()
-	w := m.wanted[nameOf(pod)]
-	ours := w != nil && w.UID == pod.UID
-	if ours {
+	if w := m.wanted[nameOf(pod)]; w != nil && w.UID == pod.UID {
 		delete(m.wanted, nameOf(pod))
 	}
 	m.mu.Unlock()
-	if ours {
+	if kubetypes.IsStaticPod(pod) {
 		m.queue.Add(nameOf(pod))
 	}
 }
@@ -156,7 +154,7 @@ func (m *mirrors) reconcile(ctx context.Context, name types.NamespacedName) erro
 	m.mu.Lock()
 	static, mirror, complete := m.wanted[name], m.have[name], m.complete
 	m.mu.Unlock()
-	if mirror != nil && (static == nil && complete || mirror.DeletionTimestamp != nil || static != nil && !shows(mirror, static)) {
+	if mirror != nil && (static == nil && complete && !m.expected(name) || mirror.DeletionTimestamp != nil || static != nil && !shows(mirror, static)) {
 		if err := m.remove(ctx, mirror); err != nil {
 			return err
 		}
@@ -172,6 +170,14 @@ func (m *mirrors) reconcile(ctx context.Context, name types.NamespacedName) erro
 		return nil // its end needs no new mirror
 	}
 	return m.create(ctx, static)
+}
+
+// expected tells whether the engine has such a static pod: what it reports of it
+// may be on its way.
+func (m *mirrors) expected(name types.NamespacedName) bool {
+	return slices.ContainsFunc(m.agent.cfg.Engine.Pods(), func(pod *v1.Pod) bool {
+		return kubetypes.IsStaticPod(pod) && nameOf(pod) == name
+	})
 }
 
 // remove deletes a mirror at once: there is nothing to wait for.

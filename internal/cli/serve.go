@@ -174,7 +174,7 @@ func (g *global) serveCluster(ctx context.Context, n *node.Node, f serveFlags, r
 	if err := f.cluster.complete(&cfg, g); err != nil {
 		return err
 	}
-	loaded := make(chan struct{})
+	directory, url, loaded := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	if err := backup.Check(g.root); err != nil && !cfg.Memory {
 		return err
 	}
@@ -198,13 +198,26 @@ func (g *global) serveCluster(ctx context.Context, n *node.Node, f serveFlags, r
 		}
 	})
 	group.Go(func() error {
-		return static.Run(gctx, static.Config{Dir: f.manifests, Engine: c.Engine(), Objects: cfg.Static, Runtime: n.CRI(), Loaded: loaded})
+		return static.Run(gctx, static.Config{Dir: f.manifests, Engine: c.Engine(), Objects: cfg.Static, Runtime: n.CRI(), Loaded: directory})
 	})
 	if remote.Address != "" {
 		group.Go(func() error {
-			return static.Run(gctx, static.Config{URL: remote, Engine: c.Engine(), Objects: cfg.Static, Runtime: n.CRI()})
+			return static.Run(gctx, static.Config{URL: remote, Engine: c.Engine(), Objects: cfg.Static, Runtime: n.CRI(), Loaded: url})
 		})
+	} else {
+		close(url)
 	}
+	group.Go(func() error {
+		for _, source := range []chan struct{}{directory, url} {
+			select {
+			case <-source:
+			case <-gctx.Done():
+				return nil
+			}
+		}
+		close(loaded)
+		return nil
+	})
 	group.Go(func() error {
 		for ev := range c.Engine().Watch(gctx) {
 			logEvent(ev)

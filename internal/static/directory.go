@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -50,6 +51,34 @@ func (d *directory) load() (*manifest.Objects, error) {
 	return manifest.Loader{UID: manifest.StaticUID}.Load([]string{d.path}, nil)
 }
 
+// loadable is what is in the files that can be read, where others can't; nil
+// when even that makes no sense together.
+func (d *directory) loadable() *manifest.Objects {
+	loader := manifest.Loader{UID: manifest.StaticUID}
+	entries, err := os.ReadDir(d.path)
+	if err != nil {
+		return nil
+	}
+	var good []string
+	for _, entry := range entries {
+		path := filepath.Join(d.path, entry.Name())
+		if !isManifest(path) {
+			continue
+		}
+		if _, err := loader.Load([]string{path}, nil); err == nil {
+			good = append(good, path)
+		}
+	}
+	if len(good) == 0 {
+		return nil
+	}
+	objects, err := loader.Load(good, nil)
+	if err != nil {
+		return nil
+	}
+	return objects
+}
+
 func isManifest(name string) bool {
 	return slices.ContainsFunc([]string{".yaml", ".yml", ".json"}, func(ext string) bool { return strings.HasSuffix(name, ext) })
 }
@@ -67,6 +96,9 @@ func (d *directory) watch(ctx context.Context, out chan<- reading) error {
 	defer func() { w.close() }()
 	events := w.events
 	objects, err := d.load()
+	if err != nil {
+		objects = d.loadable()
+	}
 	if !send(ctx, out, reading{objects, err}) {
 		return nil
 	}

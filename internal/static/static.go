@@ -98,8 +98,8 @@ type Config struct {
 	URL     URL
 	Engine  Engine
 	Objects *Objects // the engine's
-	// Loaded, when not nil, is closed once the source has been asked and its
-	// pods are with the engine.
+	// Loaded, when not nil, is closed once the source has told all it holds and
+	// its pods are with the engine: only then a pod that nobody knows is nobody's.
 	Loaded  chan<- struct{}
 	Runtime cri.Runtime
 	Clock   clock.WithTicker
@@ -116,7 +116,8 @@ type source interface {
 	watch(ctx context.Context, out chan<- reading) error
 }
 
-// reading is what a source holds, or what is wrong with it.
+// reading is what a source holds, or what is wrong with it. With both it is
+// what could be read.
 type reading struct {
 	objects *manifest.Objects
 	err     error
@@ -167,8 +168,7 @@ func keep(ctx context.Context, cfg Config, src source) error {
 		case err := <-ended:
 			return err
 		case r := <-readings:
-			k.take(ctx, r)
-			if k.Loaded != nil {
+			if k.take(ctx, r) && k.Loaded != nil {
 				close(k.Loaded)
 				k.Loaded = nil
 			}
@@ -185,15 +185,21 @@ func keep(ctx context.Context, cfg Config, src source) error {
 }
 
 // take brings the engine up to what the source holds.
-func (k *keeper) take(ctx context.Context, r reading) {
+// take makes what was read be, and tells whether it is all that the source
+// holds. Where something is wrong, what was taken before stays in force. What
+// an earlier life left is then unknown to this one: pods whose manifests are
+// well start, and none is ended.
+func (k *keeper) take(ctx context.Context, r reading) (whole bool) {
 	if r.err != nil {
 		for line := range strings.Lines(r.err.Error()) {
 			k.Log.Error("manifest", "error", strings.TrimSpace(line))
 		}
-		return
+		if k.wanted != nil {
+			return false
+		}
 	}
 	if r.objects == nil {
-		return
+		return false
 	}
 	for _, w := range r.objects.Warnings {
 		k.Log.Warn("manifest", "warning", w.String())
@@ -208,13 +214,17 @@ func (k *keeper) take(ctx context.Context, r reading) {
 		k.wanted[pod.UID] = pod
 	}
 	k.reconcile()
+	if r.err != nil {
+		return false
+	}
 	if k.swept {
-		return
+		return true
 	}
 	k.swept = true
 	if err := k.removeStrangers(ctx); err != nil {
 		k.Log.Warn("removing pods whose manifests are gone", "error", err)
 	}
+	return true
 }
 
 // asKubelet marks a pod as kubelet marks one of such a source, and lets it stay

@@ -142,3 +142,51 @@ func TestDirectory(t *testing.T) {
 		t.Errorf("more calls: %q", <-f.calls)
 	}
 }
+
+// TestBrokenAtStart: a file that can't be read ends nothing that an earlier life
+// left, keeps no other pod from starting, and is told when it is mended.
+func TestBrokenAtStart(t *testing.T) {
+	dir := t.TempDir()
+	f := &fake{calls: make(chan string, 10), events: make(chan engine.Event), pods: map[types.UID]*v1.Pod{}, old: []*runtimeapi.PodSandbox{
+		{Id: "left", Metadata: &runtimeapi.PodSandboxMetadata{Uid: "x"}, Annotations: map[string]string{Annotation: dir}},
+	}}
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, ".tmp"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(filepath.Join(dir, ".tmp"), filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: %s}\nspec: {containers: [{name: c, image: i}]}\n"
+	write("good.yaml", fmt.Sprintf(pod, "good"))
+	write("bad.yaml", "kind: [")
+	loaded := make(chan struct{})
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- Run(ctx, Config{Dir: dir, Engine: f, Objects: &Objects{}, Runtime: f, Loaded: loaded, Log: slog.New(slog.DiscardHandler)})
+	}()
+	if got := <-f.calls; got != "apply good " {
+		t.Fatalf("got %q", got)
+	}
+	select {
+	case <-loaded:
+		t.Error("loaded, with a file that can't be read")
+	case got := <-f.calls:
+		t.Errorf("got %q", got)
+	default:
+	}
+	write("bad.yaml", fmt.Sprintf(pod, "mended"))
+	for _, want := range []string{"apply mended ", "clean x"} {
+		if got := <-f.calls; got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	<-loaded
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

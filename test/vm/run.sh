@@ -26,6 +26,8 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=test/vm/kernel.sh
+. "$here/kernel.sh"
 cache=${UNIPOD_VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/unipod/vm}
 cgroup=2 memory=2048 timeout=900 tags='' systemd=''
 programs=() files=() environment=() kernelargs=()
@@ -62,23 +64,8 @@ trap finish EXIT
 root=$work/root
 mkdir -p "$root"/{bin,sbin,proc,sys,dev,run,tmp,etc,root,lib/modules,tests,var/lib,usr/bin,usr/sbin}
 
-# The kernel, extracted and not installed; its modules' index is made once.
-fetch_kernel() {
-	local package dir
-	package=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image-/ {print $2; exit}')
-	[[ -n $package ]] || { echo "run.sh: apt knows no linux-image-cloud-amd64; run apt-get update" >&2; return 1; }
-	dir=$cache/$package
-	if [[ ! -e $dir/done ]]; then
-		echo "run.sh: downloading $package" >&2
-		rm -rf "$dir"
-		mkdir -p "$dir"
-		(cd "$dir" && apt-get download -qq "$package" 2>/dev/null && dpkg-deb -x ./*.deb . && rm ./*.deb)
-		touch "$dir/done"
-	fi
-	echo "$dir"
-}
 mkdir -p "$cache"
-kernel=$(flock "$cache" bash -c "$(declare -f fetch_kernel); cache='$cache' fetch_kernel")
+kernel=$(flock "$cache" bash -c "$(declare -f fetch_kernel); fetch_kernel '$cache'")
 release=$(basename "$kernel"/lib/modules/*)
 
 # Debian's systemd and what it depends on, extracted likewise.
