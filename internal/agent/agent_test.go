@@ -436,6 +436,32 @@ func TestMirrorKept(t *testing.T) {
 	l.await("static", "gone", nil)
 }
 
+// A machine that shuts down ends static pods too. They are back with the next
+// start, and their mirrors say so.
+func TestMirrorAfterShutdown(t *testing.T) {
+	l := newLab(t, nil)
+	if err := l.engine.Apply(static(l, "aaaa", "static"), engine.FromManifests("/manifests")); err != nil {
+		t.Fatal(err)
+	}
+	mirror := l.await("static", "ready", isReady)
+	l.end()
+	mirror.Status.Phase, mirror.Status.Reason, mirror.Status.Message = v1.PodFailed, "Terminated", "Pod was terminated in response to imminent node shutdown."
+	mirror.Status.Conditions = append(mirror.Status.Conditions, v1.PodCondition{Type: v1.DisruptionTarget, Status: v1.ConditionTrue, Reason: v1.PodReasonTerminationByKubelet})
+	if _, err := api.CoreV1().Pods(l.ns).UpdateStatus(t.Context(), mirror, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	l.start()
+	if err := l.engine.Apply(static(l, "aaaa", "static"), engine.FromManifests("/manifests")); err != nil {
+		t.Fatal(err)
+	}
+	now := l.await("static", "running again", isReady)
+	if _, c := podutil.GetPodCondition(&now.Status, v1.DisruptionTarget); now.Status.Reason != "" || now.Status.Message != "" || c != nil {
+		t.Errorf("of its earlier life is left: %q %q %v", now.Status.Reason, now.Status.Message, c)
+	}
+	l.engine.Delete("aaaa", nil)
+	l.await("static", "gone", nil)
+}
+
 // askSecret has a container ask for a Secret that only manifests have.
 func askSecret(p *v1.Pod) {
 	p.Spec.Containers[0].Env = []v1.EnvVar{{Name: "WORD", ValueFrom: &v1.EnvVarSource{SecretKeyRef: &v1.SecretKeySelector{

@@ -44,3 +44,14 @@ func merge(api, found v1.PodStatus) v1.PodStatus {
 	}
 	return out
 }
+
+// anew is what an earlier life of a static pod leaves to the next: its end is
+// history. A manifest's pod is started again, after a shutdown of the machine say,
+// and its mirror stays the same object.
+func anew(api v1.PodStatus) v1.PodStatus {
+	api.Phase, api.Reason, api.Message = "", "", ""
+	api.Conditions = slices.DeleteFunc(slices.Clone(api.Conditions), func(c v1.PodCondition) bool {
+		return kubetypes.PodConditionSharedByKubelet(c.Type)
+	})
+	return api
+}

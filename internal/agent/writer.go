@@ -229,7 +229,11 @@ func (w *writer) write(ctx context.Context, uid types.UID) error {
 		return nil // seen or mirrored will tell
 	}
 	if now.status != nil {
-		status := merge(api.Status, *now.status)
+		old := api.Status
+		if now.static && podutil.IsPodPhaseTerminal(old.Phase) && !podutil.IsPodPhaseTerminal(now.status.Phase) {
+			old = anew(old)
+		}
+		status := merge(old, *now.status)
 		if now.resize != nil && !podutil.IsPodPhaseTerminal(status.Phase) {
 			status.Conditions = append(status.Conditions, *now.resize)
 		}

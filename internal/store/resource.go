@@ -77,7 +77,7 @@ func (s *Store) resource(config *storagebackend.ConfigForResource, resourcePrefi
 func (r *resource) key(key string, recursive bool) (string, error) {
 	key, err := storage.PrepareKey(r.resourcePrefix, key, recursive)
 	if err != nil {
-		return "", err
+		return "", apierrors.NewBadRequest(err.Error()) // a name that is a path, as ".." is
 	}
 	return r.pathPrefix + strings.TrimPrefix(key, "/"), nil
 }

@@ -52,7 +52,7 @@ func (r *resource) Watch(ctx context.Context, key string, opts storage.ListOptio
 	}
 	rev, err := r.versioner.ParseResourceVersion(opts.ResourceVersion)
 	if err != nil {
-		return nil, err
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("invalid resource version: %v", err))
 	}
 	if opts.ProgressNotify && r.newFunc == nil {
 		return nil, apierrors.NewInternalError(errors.New("progressNotify for watch is unsupported because no newFunc was provided"))
