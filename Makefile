@@ -8,6 +8,7 @@
 #   make test-kubectl  a session with every verb of kubectl, stock and built in
 #   make test-cri   run critest, the CRI's conformance tool
 #   make test-kubelet   run pods under a real kubelet, alone and in a cluster
+#   make test-systemd   unipod as systemd's service in a virtual machine, rebooted and cut off
 #   make test-operator   an operator and helm charts by others, on the API
 #   make demo       play the example pod
 #   make bench      measure it, beside the floor and the peers installed here
@@ -34,7 +35,7 @@ LDFLAGS := -s -w -X unipod.dev/unipod/internal/version.Version=$(VERSION) \
 	$(call kube,gitCommit=$(VERSION)) $(call kube,gitTreeState=clean) $(call kube,buildDate=$(shell git log -1 --format=%cd --date=format:%Y-%m-%dT%H:%M:%SZ 2>/dev/null || echo 1970-01-01T00:00:00Z))
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: all pause build arm64 arm64-runtime test test-faults test-kubectl soak test-containerd test-cri test-kubelet test-operator test-arm64 demo bench figures fuzz lint install uninstall clean
+.PHONY: all pause build arm64 arm64-runtime test test-faults test-kubectl soak test-containerd test-cri test-kubelet test-systemd test-operator test-arm64 demo bench figures fuzz lint install uninstall clean
 
 all: build
 
@@ -95,6 +96,11 @@ test-kubelet: build
 	@scripts/deps.sh kubelet
 	$(SUDO) env PATH="$$PATH" test/kubelet/run.sh bin/unipod
 	$(SUDO) env PATH="$$PATH" test/kubelet/cluster.sh bin/unipod
+
+# The service as `make install` installs it, on a Debian with systemd and logind.
+test-systemd: build
+	@scripts/deps.sh demo vm
+	$(SUDO) env PATH="$$PATH" test/vm/systemd.sh bin/unipod
 
 # An operator and helm charts by others, against the API of `unipod serve`.
 test-operator: build

@@ -2,7 +2,7 @@
 # Installs the Debian packages that a task of the Makefile needs, and only
 # those that are missing.
 #
-#   scripts/deps.sh build|arm64|demo|test|containerd|fuzz|cri|kubelet|lint ...
+#   scripts/deps.sh build|arm64|demo|test|containerd|fuzz|cri|kubelet|vm|lint ...
 set -euo pipefail
 
 packages_for() {
@@ -18,9 +18,10 @@ packages_for() {
 	operator) echo busybox-static docker-registry skopeo jq curl iproute2 util-linux ;;
 	cri) echo jq curl util-linux ;;
 	kubelet) echo busybox-static jq curl iproute2 procps util-linux ;;
+	vm) echo busybox-static debootstrap e2fsprogs qemu-system-x86 ;;
 	lint) echo shellcheck ;;
 	*)
-		echo "deps.sh: unknown task $1 (build, arm64, demo, test, containerd, fuzz, cri, kubelet, lint)" >&2
+		echo "deps.sh: unknown task $1 (build, arm64, demo, test, containerd, fuzz, cri, kubelet, vm, lint)" >&2
 		exit 2
 		;;
 	esac

@@ -181,13 +181,30 @@ func (w *worker) runSandbox(ctx context.Context, pod *v1.Pod, attempt uint32) er
 	if err := os.MkdirAll(config.LogDirectory, 0o755); err != nil {
 		return fmt.Errorf("creating the log directory: %w", err)
 	}
+	done, err := w.e.turn(ctx)
+	if err != nil {
+		return err
+	}
 	resp, err := w.e.cfg.CRI.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
+	done()
 	if err != nil {
 		return err
 	}
 	w.log.Info("sandbox created", "sandbox", resp.PodSandboxId, "attempt", attempt)
 	w.noteLimits(resp.PodSandboxId, config.GetLinux().GetResources())
 	return nil
+}
+
+// turn waits until the runtime may be asked to make something more. What a
+// machine makes is the kernel's work, whose locks are few: a thousand pods at
+// once take as many threads and their memory, and longer.
+func (e *Engine) turn(ctx context.Context) (done func(), err error) {
+	select {
+	case e.making <- struct{}{}:
+		return func() { <-e.making }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // noteLimits remembers what a sandbox was given.

@@ -22,6 +22,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -46,6 +47,7 @@ type Engine struct {
 	prober  *probe.Prober
 	images  *images
 	users   *userNamespaces
+	making  chan struct{} // a place for each that the runtime makes at the time
 
 	mu      sync.Mutex
 	pods    map[PodUID]*worker
@@ -72,6 +74,7 @@ func New(cfg Config) (*Engine, error) {
 		clock:  cfg.Clock,
 		prober: probe.New(cfg.CRI),
 		users:  &userNamespaces{dir: cfg.Dir},
+		making: make(chan struct{}, max(16, 4*runtime.GOMAXPROCS(0))),
 		pods:   map[PodUID]*worker{},
 	}
 	cfg.Volumes.Source = func(pod *v1.Pod) volume.Source { return e.objectsOf(pod) }

@@ -76,20 +76,36 @@ func (w *worker) start(ctx context.Context, pod *v1.Pod, a lifecycle.Action) *li
 		}
 		return failure
 	}
-	created, err := w.e.cfg.CRI.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
-		PodSandboxId: a.SandboxID, Config: config, SandboxConfig: sandbox,
-	})
-	if err != nil {
-		return failed(lifecycle.ReasonCreateError, err)
-	}
-	id := created.ContainerId
-	w.record(v1.EventTypeNormal, "Created", c.Name, "Container created")
-	if _, err := w.e.cfg.CRI.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
-		return failed(lifecycle.ReasonRunError, errors.New(strings.ReplaceAll(plain(err), id, c.Name)))
+	id, failure := w.launch(ctx, a, config, sandbox, failed)
+	if failure != nil {
+		return failure
 	}
 	w.record(v1.EventTypeNormal, "Started", c.Name, "Container started")
 	w.log.Info("container started", "container", c.Name, "id", id, "restarts", config.Metadata.Attempt)
 	return w.postStart(ctx, pod, c, id)
+}
+
+// launch creates a container and starts it.
+func (w *worker) launch(ctx context.Context, a lifecycle.Action, config *runtimeapi.ContainerConfig, sandbox *runtimeapi.PodSandboxConfig,
+	failed func(reason string, err error) *lifecycle.Failure,
+) (id string, failure *lifecycle.Failure) {
+	done, err := w.e.turn(ctx)
+	if err != nil {
+		return "", failed(lifecycle.ReasonCreateError, err)
+	}
+	defer done()
+	created, err := w.e.cfg.CRI.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
+		PodSandboxId: a.SandboxID, Config: config, SandboxConfig: sandbox,
+	})
+	if err != nil {
+		return "", failed(lifecycle.ReasonCreateError, err)
+	}
+	id = created.ContainerId
+	w.record(v1.EventTypeNormal, "Created", a.Container, "Container created")
+	if _, err := w.e.cfg.CRI.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
+		return "", failed(lifecycle.ReasonRunError, errors.New(strings.ReplaceAll(plain(err), id, a.Container)))
+	}
+	return id, nil
 }
 
 // plain is an error's text without the wrapping gRPC gives it.

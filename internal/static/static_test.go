@@ -148,7 +148,7 @@ func TestDirectory(t *testing.T) {
 func TestBrokenAtStart(t *testing.T) {
 	dir := t.TempDir()
 	f := &fake{calls: make(chan string, 10), events: make(chan engine.Event), pods: map[types.UID]*v1.Pod{}, old: []*runtimeapi.PodSandbox{
-		{Id: "left", Metadata: &runtimeapi.PodSandboxMetadata{Uid: "x"}, Annotations: map[string]string{Annotation: dir}},
+		{Id: "left", Metadata: &runtimeapi.PodSandboxMetadata{Uid: "x"}, Annotations: map[string]string{"unipod.dev/manifests": dir}},
 	}}
 	write := func(name, text string) {
 		t.Helper()
