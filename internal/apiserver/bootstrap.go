@@ -73,7 +73,6 @@ func (s *Server) laterObjects(c Config) {
 		make func() error
 	}{
 		{"the Service default/kubernetes", func() error { return s.ownService(c) }},
-		{"the ConfigMap " + metav1.NamespaceSystem + "/" + trustMap, func() error { return s.trust(c.PKI.CABundlePEM()) }},
 		{"the default roles", func() error {
 			if err := s.defaultRoles(); err != nil {
 				return err
@@ -82,20 +81,33 @@ func (s *Server) laterObjects(c Config) {
 			return nil
 		}},
 	} {
-		s.group.Go(func() {
-			for {
-				err := o.make()
-				if err == nil || s.stopping.Err() != nil {
-					return
-				}
-				s.log.Error("the API server can't make what it needs; trying again", "what", o.what, "err", err)
-				select {
-				case <-s.stopping.Done():
-					return
-				case <-time.After(retryLater):
-				}
+		s.group.Go(func() { s.insist(o.what, o.make) })
+	}
+	s.group.Go(func() {
+		for s.stopping.Err() == nil {
+			renewed := c.PKI.Renewed()
+			s.insist("the ConfigMap "+metav1.NamespaceSystem+"/"+trustMap, func() error { return s.trust(c.PKI.CABundlePEM()) })
+			select {
+			case <-renewed:
+			case <-s.stopping.Done():
 			}
-		})
+		}
+	})
+}
+
+// insist does something until it succeeds or the server ends.
+func (s *Server) insist(what string, do func() error) {
+	for {
+		err := do()
+		if err == nil || s.stopping.Err() != nil {
+			return
+		}
+		s.log.Error("the API server can't make what it needs; trying again", "what", what, "err", err)
+		select {
+		case <-s.stopping.Done():
+			return
+		case <-time.After(retryLater):
+		}
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 
 const (
 	// secretsAtOnce are how many are in memory while they are encrypted anew.
-	secretsAtOnce = 200
+	secretsAtOnce = 100
 	// encryptLater is how long it is left when it failed: a disk may be full.
 	encryptLater = time.Minute
 )

@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -11,14 +12,17 @@ import (
 	"testing"
 	"time"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/apiserver/pkg/storage/value"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
 	"k8s.io/utils/clock"
+	clocktesting "k8s.io/utils/clock/testing"
 	"k8s.io/utils/ptr"
 
 	"unipod.dev/unipod/internal/pki"
@@ -252,7 +256,7 @@ func TestSecretsAreEncryptedAnew(t *testing.T) {
 		return clients(t, s.Loopback()).CoreV1().Secrets("default")
 	}
 	versions := map[string]string{}
-	for i := range 3*secretsAtOnce + 7 {
+	for i := range secretsAtOnce + 7 {
 		secret, err := secrets(s).Create(ctx, &corev1.Secret{
 			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("s", i)}, Immutable: ptr.To(i%2 == 0), Data: map[string][]byte{"v": fmt.Append(nil, i)},
 		}, metav1.CreateOptions{})
@@ -336,6 +340,62 @@ func TestSecretsAreEncryptedAnew(t *testing.T) {
 	defer w.Stop()
 	if e := <-w.ResultChan(); e.Type != watch.Error || !apierrors.IsResourceExpired(apierrors.FromObject(e.Object)) {
 		t.Errorf("a watch of a time whose key is gone: %v", e)
+	}
+}
+
+// A client of the renewed authority is known to the server that runs since
+// before, and knows it.
+func TestRenewedAuthority(t *testing.T) {
+	const year = 365 * 24 * time.Hour
+	// TLS looks at the machine's clock: the past is what is faked.
+	past := clocktesting.NewFakeClock(time.Now().Add(-9*year - 24*time.Hour))
+	keys, err := pki.Open("", past)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	st, err := store.Open(store.Config{Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, v4, _ := net.ParseCIDR("10.96.0.0/24")
+	ctx, cancel := context.WithCancel(t.Context())
+	s, err := New(ctx, Config{Store: st, PKI: keys, Log: log, ServiceCIDRs: []*net.IPNet{v4}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		s.Close()
+		st.Close()
+	}()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served, running := make(chan error, 1), make(chan error, 1)
+	go func() { served <- s.Serve(ctx, l, keys.Serving("unipod", "127.0.0.1").GetCertificate) }()
+	if err := s.Wait(ctx); err != nil {
+		t.Fatal(err)
+	}
+	renewed := keys.Renewed()
+	go func() { running <- keys.Run(ctx, func() {}) }()
+	for !past.HasWaiters() {
+		time.Sleep(time.Millisecond)
+	}
+	past.SetTime(time.Now())
+	<-renewed
+	cert, key, err := keys.Client("jane", "system:masters").PEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := clients(t, &rest.Config{Host: "https://" + l.Addr().String(), TLSClientConfig: rest.TLSClientConfig{CAData: keys.CABundlePEM(), CertData: cert, KeyData: key}})
+	review, err := k.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+	if err != nil || review.Status.UserInfo.Username != "jane" {
+		t.Errorf("%v, %v", review, err)
+	}
+	cancel()
+	if err := errors.Join(<-served, <-running); err != nil {
+		t.Error(err)
 	}
 }
 

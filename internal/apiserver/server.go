@@ -56,7 +56,10 @@ type Store interface {
 
 // PKI is the authority that clients, tokens and Secrets are verified by.
 type PKI interface {
+	// CABundlePEM is the authority of clients and servers; Renewed is closed
+	// when it is another than now.
 	CABundlePEM() []byte
+	Renewed() <-chan struct{}
 	ClientVerifyOptions() (x509.VerifyOptions, bool)
 	ServiceAccountKey() crypto.Signer
 	ServiceAccountPublicKeys() []any

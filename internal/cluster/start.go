@@ -229,6 +229,12 @@ func (c *Cluster) startAPI(ctx context.Context, listeners []net.Listener, kubele
 
 // startDeciders starts what watches the API and acts through it.
 func (c *Cluster) startDeciders(ctx context.Context) error {
+	// Of one that was killed, what it was writing too.
+	if err := os.RemoveAll(c.signing()); err != nil {
+		return fmt.Errorf("the signing keys of an earlier node: %w", err)
+	}
+	// Closed last to first, and after everything has ended: nobody reads them then.
+	c.close = append(c.close, func() error { return os.RemoveAll(c.signing()) })
 	cert, key, err := c.keys.SigningFiles(c.signing())
 	if err != nil {
 		return err
@@ -244,7 +250,7 @@ func (c *Cluster) startDeciders(ctx context.Context) error {
 	making := &sync.Mutex{}
 	c.group.Go(func() error {
 		return controllers.Run(ctx, controllers.Config{
-			Client: c.api.Loopback(), Informers: c.api.Informers(), RootCA: c.keys.CABundlePEM(),
+			Client: c.api.Loopback(), Informers: c.api.Informers(), RootCA: c.keys,
 			SigningCert: cert, SigningKey: key, AccountKey: c.keys.ServiceAccountKey(),
 			Volumes: volumes, NodeName: c.cfg.NodeName, Making: making, Log: c.cfg.Log,
 		})

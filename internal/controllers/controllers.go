@@ -52,9 +52,9 @@ type Config struct {
 	// a lock.
 	Making sync.Locker
 
-	// RootCA is what pods verify the API by (PEM): every namespace's
-	// kube-root-ca.crt. When it changes, controllers have to be run anew.
-	RootCA []byte
+	// RootCA is what pods verify the API by: every namespace's
+	// kube-root-ca.crt.
+	RootCA Authority
 	// SigningCert and SigningKey are files of the authority that signs
 	// certificate requests. Without them none is signed.
 	SigningCert, SigningKey string
@@ -68,6 +68,13 @@ type Config struct {
 	NodeName string
 
 	Log *slog.Logger
+}
+
+// An Authority says by what certificates (PEM) the API is verified. Renewed is
+// closed when they are others than now.
+type Authority interface {
+	CABundlePEM() []byte
+	Renewed() <-chan struct{}
 }
 
 // trim drops what no controller reads of an object's metadata, and is half of it.
@@ -99,8 +106,8 @@ type set struct {
 }
 
 func newSet(ctx context.Context, cfg Config) (*set, error) {
-	if cfg.Client == nil || cfg.Informers == nil || cfg.Making == nil || cfg.Log == nil {
-		return nil, errors.New("controllers need a client, informers, their lock and a logger")
+	if cfg.Client == nil || cfg.Informers == nil || cfg.Making == nil || cfg.RootCA == nil || cfg.Log == nil {
+		return nil, errors.New("controllers need a client, informers, their lock, a root CA and a logger")
 	}
 	s := &set{Config: cfg, config: rest.CopyConfig(cfg.Client), started: make(chan struct{})}
 	s.shared, s.Informers = cfg.Informers, &gated{cfg.Informers, gate{s.started, ctx.Done()}}

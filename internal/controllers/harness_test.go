@@ -29,7 +29,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/utils/clock"
+	clocktesting "k8s.io/utils/clock/testing"
 
 	"unipod.dev/unipod/internal/apiserver"
 	"unipod.dev/unipod/internal/controllers"
@@ -47,6 +47,7 @@ type cluster struct {
 	client  *kubernetes.Clientset
 	config  *rest.Config
 	keys    *pki.Authority
+	time    *clocktesting.FakeClock // of the keys
 	metrics *metricsSource
 	volumes string
 	shared  informers.SharedInformerFactory // what the controllers know
@@ -118,7 +119,8 @@ func start() (stop func() error, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if it.keys, err = pki.Open("", clock.RealClock{}); err != nil {
+	it.time = clocktesting.NewFakeClock(time.Now())
+	if it.keys, err = pki.Open("", it.time); err != nil {
 		return nil, err
 	}
 	it.volumes = filepath.Join(dir, "volumes")
@@ -166,7 +168,7 @@ func start() (stop func() error, err error) {
 	making := &sync.Mutex{}
 	run("controllers", func() error {
 		return controllers.Run(upto, controllers.Config{
-			Client: measured, Informers: api.Informers(), RootCA: it.keys.CABundlePEM(),
+			Client: measured, Informers: api.Informers(), RootCA: it.keys,
 			SigningCert: cert, SigningKey: key, AccountKey: it.keys.ServiceAccountKey(),
 			Volumes: it.volumes, NodeName: nodeName, Making: making, Log: log,
 		})

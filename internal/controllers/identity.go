@@ -44,39 +44,70 @@ func newServiceAccountToken(ctx context.Context, s *set) (loop, error) {
 		return nil, fmt.Errorf("the key of service account tokens: %w", err)
 	}
 	core := s.Informers.Core().V1()
-	c, err := serviceaccountcontroller.NewTokensController(klog.FromContext(ctx), core.ServiceAccounts(), core.Secrets(), s.client,
-		serviceaccountcontroller.TokensControllerOptions{TokenGenerator: tokens, RootCA: s.RootCA})
-	if err != nil {
-		return nil, err
-	}
-	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
+	return s.ofRootCA(func(ca []byte) (loop, error) {
+		c, err := serviceaccountcontroller.NewTokensController(klog.FromContext(ctx), core.ServiceAccounts(), core.Secrets(), s.client,
+			serviceaccountcontroller.TokensControllerOptions{TokenGenerator: tokens, RootCA: ca})
+		if err != nil {
+			return nil, err
+		}
+		return func(ctx context.Context) { c.Run(ctx, 1) }, nil
+	})
 }
 
 func newRootCAPublisher(_ context.Context, s *set) (loop, error) {
 	core := s.Informers.Core().V1()
-	c, err := rootcacertpublisher.NewPublisher(core.ConfigMaps(), core.Namespaces(), s.client, s.RootCA)
-	if err != nil {
-		return nil, err
-	}
-	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
+	return s.ofRootCA(func(ca []byte) (loop, error) {
+		c, err := rootcacertpublisher.NewPublisher(core.ConfigMaps(), core.Namespaces(), s.client, ca)
+		if err != nil {
+			return nil, err
+		}
+		return func(ctx context.Context) { c.Run(ctx, 1) }, nil
+	})
 }
 
 func newTrustBundlePublisher(_ context.Context, s *set) (loop, error) {
-	if len(s.RootCA) == 0 {
-		return nil, nil
-	}
 	if ok, err := servesTrustBundles(s.client); err != nil || !ok {
 		return nil, err
 	}
-	ca, err := dynamiccertificates.NewStaticCAContent("kube-apiserver-serving", s.RootCA)
-	if err != nil {
-		return nil, fmt.Errorf("the root CA: %w", err)
-	}
-	c, err := clustertrustbundlepublisher.NewGAClusterTrustBundlePublisher("kubernetes.io/kube-apiserver-serving", ca, s.client)
+	return s.ofRootCA(func(bundle []byte) (loop, error) {
+		ca, err := dynamiccertificates.NewStaticCAContent("kube-apiserver-serving", bundle)
+		if err != nil {
+			return nil, fmt.Errorf("the root CA: %w", err)
+		}
+		c, err := clustertrustbundlepublisher.NewGAClusterTrustBundlePublisher("kubernetes.io/kube-apiserver-serving", ca, s.client)
+		if err != nil {
+			return nil, err
+		}
+		return c.Run, nil
+	})
+}
+
+// ofRootCA is the loop of a controller that upstream makes for one root CA: it
+// is made anew when that is renewed. What the one before has registered with
+// informers stays there, asleep: that is once in eight years.
+func (s *set) ofRootCA(build func(ca []byte) (loop, error)) (loop, error) {
+	renewed := s.RootCA.Renewed()
+	run, err := build(s.RootCA.CABundlePEM())
 	if err != nil {
 		return nil, err
 	}
-	return c.Run, nil
+	return func(ctx context.Context) {
+		for {
+			until(ctx, renewed, run)
+			if ctx.Err() != nil {
+				return
+			}
+			renewed = s.RootCA.Renewed()
+			s.Making.Lock()
+			next, err := build(s.RootCA.CABundlePEM())
+			s.Making.Unlock()
+			if err != nil {
+				s.Log.Error("a renewed root CA isn't told of until the next start", "err", err)
+				continue
+			}
+			run = next
+		}
+	}, nil
 }
 
 func servesTrustBundles(client kubernetes.Interface) (bool, error) {

@@ -2,13 +2,16 @@ package controllers_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"strings"
 	"testing"
+	"time"
 
 	authentication "k8s.io/api/authentication/v1"
 	certificates "k8s.io/api/certificates/v1"
@@ -28,6 +31,55 @@ func TestRootCA(t *testing.T) {
 		s.must(err)
 		return len(list.Items) == 1 && bytes.Contains(it.keys.CABundlePEM(), bytes.TrimSpace([]byte(list.Items[0].Spec.TrustBundle)))
 	})
+}
+
+// A renewed authority reaches whoever verifies the API by a copy of its
+// certificates, while everything runs.
+func TestRenewedRootCA(t *testing.T) {
+	s := newSpace(t)
+	secrets := s.CoreV1().Secrets(s.ns)
+	_, err := secrets.Create(s.ctx, &v1.Secret{Type: v1.SecretTypeServiceAccountToken,
+		ObjectMeta: metav1.ObjectMeta{Name: "ci", Annotations: map[string]string{v1.ServiceAccountNameKey: "default"}}}, metav1.CreateOptions{})
+	s.must(err)
+	told := func(what string) {
+		t.Helper()
+		want := it.keys.CABundlePEM()
+		s.until(what+": kube-root-ca.crt", func() bool {
+			m, err := s.CoreV1().ConfigMaps(s.ns).Get(s.ctx, "kube-root-ca.crt", metav1.GetOptions{})
+			return err == nil && m.Data["ca.crt"] == string(want)
+		})
+		s.until(what+": the Secret with a token", func() bool {
+			got, err := secrets.Get(s.ctx, "ci", metav1.GetOptions{})
+			s.must(err)
+			return bytes.Equal(got.Data[v1.ServiceAccountRootCAKey], want)
+		})
+		s.until(what+": the ClusterTrustBundle", func() bool {
+			list, err := s.CertificatesV1().ClusterTrustBundles().List(s.ctx, metav1.ListOptions{FieldSelector: "spec.signerName=kubernetes.io/kube-apiserver-serving"})
+			s.must(err)
+			return len(list.Items) == 1 && strings.Count(list.Items[0].Spec.TrustBundle, "BEGIN CERTIFICATE") == bytes.Count(want, []byte("BEGIN CERTIFICATE"))
+		})
+		s.until(what+": by what the API's clients are verified", func() bool {
+			m, err := s.CoreV1().ConfigMaps("kube-system").Get(s.ctx, "extension-apiserver-authentication", metav1.GetOptions{})
+			return err == nil && m.Data["client-ca-file"] == string(want)
+		})
+	}
+	told("at first")
+	before := it.keys.CABundlePEM()
+	ctx, stop := context.WithCancel(s.ctx)
+	ended := make(chan error, 1)
+	renewed := it.keys.Renewed()
+	go func() { ended <- it.keys.Run(ctx, func() {}) }()
+	for !it.time.HasWaiters() {
+		time.Sleep(time.Millisecond)
+	}
+	it.time.Step(8*365*24*time.Hour + time.Hour)
+	<-renewed
+	stop()
+	s.must(<-ended)
+	if bytes.Equal(before, it.keys.CABundlePEM()) {
+		t.Fatal("the authority is the same")
+	}
+	told("renewed")
 }
 
 func TestServiceAccountTokenSecret(t *testing.T) {

@@ -114,23 +114,26 @@ func (s *served) next() <-chan struct{} {
 // follow runs a loop of upstream's that compares what is served with what it
 // watches, now and then. It is begun anew when that may have changed: an object
 // of a new kind, deleted in the foreground, would else wait for the time to be up.
-func (s *served) follow(ctx context.Context, sync func(context.Context)) {
+func (s *served) follow(ctx context.Context, compare func(context.Context)) {
 	for ctx.Err() == nil {
-		next := s.next()
-		turn, cancel := context.WithCancel(ctx)
-		stop := make(chan struct{})
-		go func() {
-			defer close(stop)
-			select {
-			case <-next:
-				cancel()
-			case <-turn.Done():
-			}
-		}()
-		sync(turn)
-		cancel()
-		<-stop
+		until(ctx, s.next(), compare)
 	}
+}
+
+// until runs a loop until something happens, or ctx ends, and not longer.
+func until(ctx context.Context, happens <-chan struct{}, run func(context.Context)) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		select {
+		case <-happens:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	run(ctx)
+	waiting.Wait()
 }
 
 // ServerPreferredResources implements discovery.ServerResourcesInterface.

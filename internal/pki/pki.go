@@ -55,6 +55,7 @@ type Authority struct {
 	accounts []accountKey    // the first signs
 	secrets  []EncryptionKey // the first writes
 	leaves   []*Certificate  // what Run renews
+	renewed  chan struct{}   // closed when ca or front are others
 }
 
 // Open reads the keys in dir. When dir doesn't exist or is empty they are made;
@@ -82,7 +83,7 @@ func Load(dir string, clk clock.WithTicker) (*Authority, error) {
 	if err := sweep(dir); err != nil {
 		return nil, err
 	}
-	a := &Authority{dir: dir, clock: clk}
+	a := &Authority{dir: dir, clock: clk, renewed: make(chan struct{})}
 	var err error
 	read := func(name string, parse func([]byte) error) {
 		if err != nil {
@@ -111,7 +112,7 @@ func Load(dir string, clk clock.WithTicker) (*Authority, error) {
 
 // newAuthority makes keys, in memory.
 func newAuthority(dir string, clk clock.WithTicker) (*Authority, error) {
-	a := &Authority{dir: dir, clock: clk}
+	a := &Authority{dir: dir, clock: clk, renewed: make(chan struct{})}
 	var err error
 	if a.ca, err = newRoots(caName, clk.Now()); err != nil {
 		return nil, err
@@ -178,6 +179,12 @@ func (a *Authority) Run(ctx context.Context, changed func()) error {
 func (a *Authority) rotate() (changed bool, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	defer func() {
+		if changed {
+			close(a.renewed)
+			a.renewed = make(chan struct{})
+		}
+	}()
 	now := a.clock.Now()
 	for _, each := range []struct {
 		roots      *roots
@@ -223,6 +230,14 @@ func (a *Authority) serials() string {
 		}
 	}
 	return b.String()
+}
+
+// Renewed is closed when the authorities are others than they are now: whoever
+// keeps a bundle asks for it before the bundle, and for both again then.
+func (a *Authority) Renewed() <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.renewed
 }
 
 // CABundlePEM are the certificates of the cluster's authority, old and new:

@@ -56,7 +56,7 @@ var startAPI = sync.OnceValues(func() (*rest.Config, error) {
 		return nil, err
 	}
 	go func() {
-		if err := controllers.Run(ctx, controllers.Config{Client: api.Loopback(), Informers: api.Informers(), RootCA: keys.CABundlePEM(), Making: &sync.Mutex{}, Log: slog.New(slog.DiscardHandler)}); err != nil {
+		if err := controllers.Run(ctx, controllers.Config{Client: api.Loopback(), Informers: api.Informers(), RootCA: keys, Making: &sync.Mutex{}, Log: slog.New(slog.DiscardHandler)}); err != nil {
 			panic(err)
 		}
 	}()
