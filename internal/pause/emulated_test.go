@@ -46,20 +46,7 @@ func startEmulated(t *testing.T) *Conn {
 	if _, err := os.Stat(program); err != nil {
 		t.Skip("needs the arm64 program (make -C pause, with gcc-aarch64-linux-gnu):", err)
 	}
-	dir, err := os.Open(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dir.Close()
-	listener, err := bind(testContext(t), dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(listener)
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, listener, pair := sockets(t)
 	defer unix.Close(pair[1])
 	null, err := devNull()
 	if err != nil {

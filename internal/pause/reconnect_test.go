@@ -465,25 +465,31 @@ func endOrphan(t *testing.T, dir string) int {
 	return 1
 }
 
+// sockets are what a pause is born with: its listener, in a directory of the
+// test's, and both ends of its first connection.
+func sockets(t *testing.T) (dir string, listener int, pair [2]int) {
+	t.Helper()
+	d, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if listener, err = bind(testContext(t), d); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(listener) })
+	if pair, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0); err != nil {
+		t.Fatal(err)
+	}
+	return d.Name(), listener, pair
+}
+
 // A node that dies before pause is set up leaves nothing: neither if it hasn't
 // asked for it, nor if pause is just about it.
 func TestNodeKilledBeforeSetup(t *testing.T) {
 	requireRoot(t)
 	for _, asked := range []bool{false, true} {
-		dir, err := os.Open(t.TempDir())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer dir.Close()
-		listener, err := bind(testContext(t), dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer unix.Close(listener)
-		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
+		dir, listener, pair := sockets(t)
 		p, err := run(Config{Cloneflags: podNamespaces}, listener, pair)
 		if err != nil {
 			t.Fatal(err)
@@ -508,7 +514,7 @@ func TestNodeKilledBeforeSetup(t *testing.T) {
 			})
 		}
 		// Nobody else can reach it before it is set up.
-		if _, err := Connect(testContext(t), dir.Name()); !errdefs.IsNotFound(err) {
+		if _, err := Connect(testContext(t), dir); !errdefs.IsNotFound(err) {
 			t.Errorf("Connect: %v, want not found", err)
 		}
 		c.Close()
