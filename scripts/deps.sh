@@ -21,7 +21,7 @@ packages_for() {
 	vm) echo busybox-static debootstrap e2fsprogs qemu-system-x86 ;;
 	lint) echo shellcheck ;;
 	*)
-		echo "deps.sh: unknown task $1 (build, arm64, demo, test, containerd, fuzz, cri, kubelet, vm, lint)" >&2
+		echo "deps.sh: unknown task $1 (build, arm64, demo, test, containerd, fuzz, operator, cri, kubelet, vm, lint)" >&2
 		exit 2
 		;;
 	esac
