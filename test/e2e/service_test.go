@@ -99,7 +99,7 @@ spec:
 // account's rights.
 func TestInClusterPlay(t *testing.T) {
 	n := newNode(t)
-	code, out := n.do("play", n.file("api.yaml", account+inCluster(guest(t), "p", "")))
+	code, out := n.Do("play", n.file("api.yaml", account+inCluster(guest(t), "p", "")))
 	if code != 0 || !strings.Contains(out, "p/a | at https://10.67.0.1:443 pods: 1") || !strings.Contains(out, "p/a | secrets: refused") {
 		t.Errorf("code %d\n%s", code, out)
 	}
@@ -110,13 +110,13 @@ func TestInClusterServe(t *testing.T) {
 	n := newNode(t)
 	wayOut(t)
 	bin := guest(t)
-	serve := n.start("serve", "--manifests", filepath.Join(filepath.Dir(n.root), "manifests"))
-	serve.until("serving the Kubernetes API")
+	serve := n.Start("serve", "--manifests", filepath.Join(n.Dir, "manifests"))
+	serve.Says("serving the Kubernetes API")
 	n.ok("apply", "-f", n.file("account.yaml", account))
 	for name, extra := range map[string]string{"p": "", "hostly": "\n  hostNetwork: true"} {
 		n.ok("apply", "-f", n.file(name+".yaml", inCluster(bin, name, extra)))
-		if code, out := n.do("wait", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=30s", "pod/"+name); code != 0 {
-			_, logs := n.do("logs", name)
+		if code, out := n.Do("wait", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=30s", "pod/"+name); code != 0 {
+			_, logs := n.Do("logs", name)
 			t.Fatalf("%s: %s\n%s", name, out, logs)
 		}
 		if out := n.ok("logs", name); !strings.Contains(out, "secrets: refused") {
@@ -124,27 +124,27 @@ func TestInClusterServe(t *testing.T) {
 		}
 	}
 	n.gone("p", "hostly")
-	serve.signal(syscall.SIGTERM)
-	serve.code()
+	serve.Signal(syscall.SIGTERM)
+	serve.Code()
 }
 
 // gone deletes pods and waits until the machine has nothing of them.
 func (n *node) gone(pods ...string) {
-	n.t.Helper()
+	n.T.Helper()
 	for _, name := range pods {
 		n.ok("delete", "pod", name)
 		for code := 0; code == 0; pause() {
-			code, _ = n.do("anatomy", name)
+			code, _ = n.Do("anatomy", name)
 		}
 	}
 }
 
 // ok runs a command that must succeed and returns what it printed.
 func (n *node) ok(args ...string) string {
-	n.t.Helper()
-	code, out := n.do(args...)
+	n.T.Helper()
+	code, out := n.Do(args...)
 	if code != 0 {
-		n.t.Fatalf("%v: code %d\n%s", args, code, out)
+		n.T.Fatalf("%v: code %d\n%s", args, code, out)
 	}
 	return out
 }
@@ -156,9 +156,9 @@ func TestService(t *testing.T) {
 	n := newNode(t)
 	wayOut(t)
 	bin := guest(t)
-	manifests := filepath.Join(filepath.Dir(n.root), "manifests")
-	serve := n.start("serve", "--manifests", manifests)
-	serve.until("serving the Kubernetes API")
+	manifests := filepath.Join(n.Dir, "manifests")
+	serve := n.Start("serve", "--manifests", manifests)
+	serve.Says("serving the Kubernetes API")
 	n.ok("apply", "-f", n.file("web.yaml", strings.ReplaceAll(`
 apiVersion: v1
 kind: Service
@@ -241,13 +241,13 @@ spec:
 
 	// The node dies; connections go on, and what changes meanwhile is seen by
 	// the next.
-	serve.signal(syscall.SIGKILL)
-	serve.code()
+	serve.Signal(syscall.SIGKILL)
+	serve.Code()
 	if got := fromHost(100); got != all {
 		t.Errorf("while the node is dead %s answer, not %s", got, all)
 	}
-	serve = n.start("serve", "--manifests", manifests)
-	serve.until("serving the Kubernetes API")
+	serve = n.Start("serve", "--manifests", manifests)
+	serve.Says("serving the Kubernetes API")
 
 	// A rollout under load.
 	asked := make(chan string, 1)
@@ -275,6 +275,6 @@ spec:
 	}
 	n.ok("delete", "deployment", "web")
 	n.gone("client")
-	serve.signal(syscall.SIGTERM)
-	serve.code()
+	serve.Signal(syscall.SIGTERM)
+	serve.Code()
 }
