@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"runtime"
 	"syscall"
 	"testing"
@@ -16,10 +15,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
-)
 
-// role is the environment variable that says where this binary runs.
-const role = "UNIPOD_PODLISTEN_INSIDE"
+	"unipod.dev/unipod/test/isolate"
+)
 
 // TestMain runs the tests in a network namespace that is all the process's.
 func TestMain(m *testing.M) {
@@ -27,17 +25,8 @@ func TestMain(m *testing.M) {
 		fmt.Println("skipped: network namespaces need root")
 		os.Exit(0)
 	}
-	if os.Getenv(role) != "" {
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), role+"=1")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Run(); err != nil {
-		fmt.Println(err)
-		os.Exit(1)
-	}
+	isolate.Namespaces(syscall.CLONE_NEWNET)
+	os.Exit(m.Run())
 }
 
 // world is a host with the pods' link and another, each with a peer behind it.

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"os/exec"
 	"slices"
 	"sync"
 	"syscall"
@@ -23,10 +22,9 @@ import (
 	"k8s.io/utils/clock"
 	clocktesting "k8s.io/utils/clock/testing"
 	"k8s.io/utils/ptr"
-)
 
-// role is the environment variable that says where this binary runs.
-const role = "UNIPOD_SERVICE_INSIDE"
+	"unipod.dev/unipod/test/isolate"
+)
 
 // TestMain runs the tests in a network namespace that is all the process's.
 func TestMain(m *testing.M) {
@@ -34,17 +32,8 @@ func TestMain(m *testing.M) {
 		fmt.Println("skipped: network namespaces need root")
 		os.Exit(0)
 	}
-	if os.Getenv(role) != "" {
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), role+"=1")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Run(); err != nil {
-		fmt.Println(err)
-		os.Exit(1)
-	}
+	isolate.Namespaces(syscall.CLONE_NEWNET)
+	os.Exit(m.Run())
 }
 
 // run runs a controller until the function it returns is called.
