@@ -215,32 +215,32 @@ spec:
 		}
 		return strings.Join(strings.Fields(string(out)), " ")
 	}
-	settle := func(what string, want string, ask func() string) {
+	settle := func(what string, want func() string, ask func() string) {
 		t.Helper()
-		got := ""
 		for range 100 {
-			if got = ask(); got == want {
+			if ask() == want() {
 				return
 			}
 			time.Sleep(100 * time.Millisecond)
 		}
-		t.Fatalf("%s: %s answer, not %s", what, got, want)
+		t.Fatalf("%s: %s answer, not %s", what, ask(), want())
 	}
-	all := strings.Join(pods(), " ")
-	settle("a pod", all, func() string { return fromPod("ask", 100) })
-	settle("the host", all, func() string { return fromHost(100) })
-	settle("datagrams", all, func() string { return fromPod("ask-udp", 100) })
+	every := func() string { return strings.Join(pods(), " ") }
+	settle("a pod", every, func() string { return fromPod("ask", 100) })
+	settle("the host", every, func() string { return fromHost(100) })
+	settle("datagrams", every, func() string { return fromPod("ask-udp", 100) })
 
 	// One of them isn't ready any more.
 	lame := pods()[0]
 	n.ok("exec", lame, "--", "touch", "/tmp/not-ready")
-	left := strings.Join(pods()[1:], " ")
+	left := func() string { return strings.Join(pods()[1:], " ") }
 	settle("without the lame one", left, func() string { return fromPod("ask", 100) })
 	n.ok("exec", lame, "--", "rm", "/tmp/not-ready")
-	settle("with it again", all, func() string { return fromPod("ask", 100) })
+	settle("with it again", every, func() string { return fromPod("ask", 100) })
 
 	// The node dies; connections go on, and what changes meanwhile is seen by
 	// the next.
+	all := every()
 	serve.Signal(syscall.SIGKILL)
 	serve.Code()
 	if got := fromHost(100); got != all {
@@ -263,7 +263,7 @@ spec:
 	if out := <-asked; strings.Contains(out, "connection") {
 		t.Errorf("during the rollout: %s", out)
 	}
-	settle("after the rollout", strings.Join(pods(), " "), func() string { return fromPod("ask", 100) })
+	settle("after the rollout", every, func() string { return fromPod("ask", 100) })
 
 	n.ok("scale", "deployment/web", "--replicas=0")
 	// The last of them end, and then nobody is there.

@@ -3,12 +3,9 @@ package plan
 import (
 	"bytes"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -16,45 +13,28 @@ import (
 	discovery "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/utils/ptr"
-)
 
-var update = flag.Bool("update", false, "rewrite the tables in testdata")
+	"unipod.dev/unipod/test/golden"
+)
 
 // TestTables reads testdata/*.txt: Services and EndpointSlices as YAML, then
 // "----", then the table that comes of each Service. The node is "here", in
 // zone "a".
 func TestTables(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no tables: %v", err)
-	}
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
+	golden.Stories(t, func(t *testing.T, script string) string {
+		services, endpoints := read(t, script)
+		var got strings.Builder
+		for _, s := range services {
+			table := Of(s, endpoints, Node{Name: "here", Labels: map[string]string{v1.LabelTopologyZone: "a"}})
+			for _, p := range table {
+				fmt.Fprintln(&got, p)
 			}
-			input, want, _ := strings.Cut(string(text), "\n----\n")
-			services, endpoints := read(t, input)
-			var got strings.Builder
-			for _, s := range services {
-				table := Of(s, endpoints, Node{Name: "here", Labels: map[string]string{v1.LabelTopologyZone: "a"}})
-				for _, p := range table {
-					fmt.Fprintln(&got, p)
-				}
-				if len(table) == 0 {
-					fmt.Fprintln(&got, s.Name, "has no address")
-				}
+			if len(table) == 0 {
+				fmt.Fprintln(&got, s.Name, "has no address")
 			}
-			if *update {
-				if err := os.WriteFile(file, []byte(input+"\n----\n"+got.String()), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			} else if got.String() != want {
-				t.Errorf("want\n%s\ngot\n%s", want, got.String())
-			}
-		})
-	}
+		}
+		return got.String()
+	})
 }
 
 // read decodes the objects and gives them the defaults the API does.
