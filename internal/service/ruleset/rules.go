@@ -168,17 +168,7 @@ func (t *Table) addChains() {
 
 	from := []expr.Any{}
 	if t.cfg.From != "" {
-		// A pod told that another of the same link is nearer than this machine
-		// would send there what is addressed to the Service.
-		name := linkName(t.cfg.From)
-		for proto, kind := range map[byte]byte{unix.IPPROTO_ICMP: icmpRedirect, unix.IPPROTO_ICMPV6: icmp6Redirect} {
-			t.rule(out, "no shorter way", []expr.Any{
-				&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name},
-				&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
-				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{kind}},
-			}, verdict(expr.VerdictDrop, ""))
-		}
-		from = []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name}}
+		from = []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: linkName(t.cfg.From)}}
 	}
 	t.rule(prerouting, "", from, verdict(expr.VerdictJump, services.Name))
 	t.rule(output, "", verdict(expr.VerdictJump, services.Name))
@@ -252,12 +242,6 @@ func redirected() []expr.Any {
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
 	}
 }
-
-// The types of messages that name a better way to a destination.
-const (
-	icmpRedirect  = 5
-	icmp6Redirect = 137
-)
 
 func linkName(name string) []byte {
 	padded := make([]byte, unix.IFNAMSIZ)
