@@ -1,68 +1,15 @@
 package apiserver
 
 import (
-	"bytes"
-	"context"
 	"fmt"
-	"io"
-	"net/http"
-	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 )
-
-// FuzzRequests: whatever an administrator sends, the server answers, doesn't
-// panic, and goes on.
-func FuzzRequests(f *testing.F) {
-	for _, path := range []string{
-		"/api/v1/namespaces/default/configmaps?limit=1&continue=x", "/api/v1/pods?fieldSelector=spec.nodeName%3Da&labelSelector=,,", "/apis/apps/v1/deployments?watch=1&timeoutSeconds=1&resourceVersion=-1",
-		"/api/v1/namespaces/default/pods/x/exec?command=", "/api/v1/namespaces/default/services/https:a:b/proxy/%2e%2e/", "/apis/", "/apis/a/b/c/d/e/f/g", "/openapi/v3/../v2?hash=%00",
-		"/apis/apiextensions.k8s.io/v1/customresourcedefinitions", "/metrics?x", "/debug/pprof/cmdline", "/apis/metrics.k8s.io/v1/nodes/x", "//api//v1", "/api/v1/namespaces/%00/secrets", "/readyz/nothing?verbose&exclude=start",
-	} {
-		f.Add("GET", path, "", "application/json", []byte(nil))
-	}
-	f.Add("POST", "/api/v1/namespaces/default/configmaps", "dryRun=All&fieldValidation=Strict", "application/json", []byte(`{"metadata":{"name":"a"},"data":{"a":1}}`))
-	f.Add("POST", "/api/v1/namespaces/default/pods", "dryRun=All", "application/yaml", []byte("metadata: {name: a}\nspec: {containers: [{name: c, image: i}, *a]}"))
-	f.Add("POST", "/api/v1/namespaces/default/pods", "dryRun=All", "application/vnd.kubernetes.protobuf", []byte("k8s\x00\x0a\x04\x0a\x02v1\xff\xff"))
-	f.Add("PATCH", "/api/v1/namespaces/default", "dryRun=All", "application/json-patch+json", []byte(`[{"op":"copy","from":"","path":"/a"}]`))
-	f.Add("PATCH", "/api/v1/namespaces/default", "dryRun=All&fieldManager=f", "application/apply-patch+yaml", []byte("a: &a [*a]"))
-	f.Add("PATCH", "/api/v1/namespaces/default", "dryRun=All", "application/strategic-merge-patch+json", []byte(`{"$patch":"replace","metadata":null}`))
-	f.Add("DELETE", "/api/v1/namespaces/default/configmaps", "dryRun=All", "application/json", []byte(`{"preconditions":{"uid":""},"gracePeriodSeconds":-1}`))
-	f.Add("PUT", "/apis/apps/v1/namespaces/default/deployments/x/scale", "dryRun=All", "application/cbor", []byte{0xbf, 0xff})
-	f.Add("OPTIONS", "*", "", "", []byte(nil))
-	f.Fuzz(func(t *testing.T, method, path, query, kind string, body []byte) {
-		w := start(t)
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		defer cancel()
-		req, err := http.NewRequestWithContext(ctx, method, w.Loopback().Host, bytes.NewReader(body))
-		if err != nil || strings.Contains(path+query, "timeout") && method != http.MethodGet {
-			t.Skip()
-		}
-		req.URL.Path, req.URL.RawQuery = path, query
-		if p, q, ok := strings.Cut(path, "?"); ok {
-			req.URL.Path, req.URL.RawQuery = p, q
-		}
-		req.Header.Set("Content-Type", kind)
-		resp, err := httpClient(t, w.Loopback()).Do(req)
-		if err != nil {
-			if strings.Contains(err.Error(), "panic") {
-				t.Fatal(err)
-			}
-			return
-		}
-		defer resp.Body.Close()
-		answer, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-		if strings.Contains(string(answer), "caused apiserver to panic") {
-			t.Fatalf("%s %s: %s", method, path, answer)
-		}
-	})
-}
 
 // TestFlood: many writers at once all succeed, and every watch tells all of it,
 // once.

@@ -27,6 +27,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -124,6 +125,19 @@ func start(dir string) (_ *running, err error) {
 	return r, r.server.Wait(ctx)
 }
 
+// serviceAccount makes the one that pods wait for, as a controller would.
+func serviceAccount(r *running) error {
+	c, err := kubernetes.NewForConfig(r.server.Loopback())
+	if err != nil {
+		return err
+	}
+	_, err = c.CoreV1().ServiceAccounts("default").Create(context.Background(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) {
+		return nil
+	}
+	return err
+}
+
 // admin is the configuration of an administrator's client.
 func admin(authority *pki.Authority, addr string) (*rest.Config, error) {
 	kubeconfig, err := authority.Kubeconfig("https://"+addr, authority.Admin())
@@ -156,10 +170,7 @@ func run(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	defer func() { err = errors.Join(err, node.stop()) }()
-	// Without a controller that makes it, pods would wait for it.
-	if c, err := kubernetes.NewForConfig(node.server.Loopback()); err != nil {
-		return 1, err
-	} else if _, err := c.CoreV1().ServiceAccounts("default").Create(context.Background(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{}); err != nil {
+	if err := serviceAccount(node.running); err != nil {
 		return 1, err
 	}
 	if node.config, err = admin(node.authority, node.addr); err != nil {

@@ -22,11 +22,24 @@ import (
 	"unipod.dev/unipod/internal/pki"
 )
 
-// child serves until it is killed.
+// child serves until it is killed. An administrator's certificate is beside the
+// data, for clients that know nothing of package pki.
 func child(dir string) error {
 	r, err := start(dir)
 	if err != nil {
 		return err
+	}
+	if err := serviceAccount(r); err != nil {
+		return err
+	}
+	certificate, key, err := r.authority.Admin().PEM()
+	if err != nil {
+		return err
+	}
+	for name, data := range map[string][]byte{"admin.crt": certificate, "admin.key": key, "ca.crt": r.authority.CABundlePEM()} {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			return err
+		}
 	}
 	fmt.Println(r.addr)
 	select {}
