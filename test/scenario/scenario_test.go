@@ -83,6 +83,22 @@ func TestScenarios(t *testing.T) {
 			t.Run(s.name, func(t *testing.T) { results[i].check(t, s) })
 		}
 	}
+	// A record may be late for the end of its pod's story, but not all of them.
+	reasons := map[string]bool{}
+	for _, r := range results {
+		for _, life := range r.lives {
+			for _, e := range life.Entries {
+				if e.Recorded {
+					reasons[e.Event] = true
+				}
+			}
+		}
+	}
+	for _, reason := range []string{"Killing", "Unhealthy", "Pulled"} {
+		if !reasons[reason] {
+			t.Errorf("no pod has a record of %s", reason)
+		}
+	}
 }
 
 func (s *story) interrupted() bool {
