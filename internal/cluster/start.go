@@ -110,17 +110,19 @@ func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 }
 
 // settled are when, after the start, memory is given back that only the start
-// needed: soon, once more when what the first clients made has gone too, and
-// then now and then when the node has nothing to do.
-var settled = []time.Duration{5 * time.Second, 30 * time.Second, 5 * time.Minute}
+// needed: soon, and once more when what the first clients made has gone too.
+// From then on breath is how often the node looks whether it should.
+var settled = []time.Duration{5 * time.Second, 30 * time.Second}
 
-// idleShare is how much of one processor the node uses at most when it counts
-// as idle.
-const idleShare = 0.01
+const breath = 30 * time.Second
 
 func (c *Cluster) settle(ctx context.Context) error {
+	var r rest
 	for i := 0; ; i++ {
-		after := settled[min(i, len(settled)-1)]
+		after := breath
+		if i < len(settled) {
+			after = settled[i]
+		}
 		used := processorTime()
 		timer := c.cfg.Clock.NewTimer(after)
 		select {
@@ -129,13 +131,44 @@ func (c *Cluster) settle(ctx context.Context) error {
 			return nil
 		case <-timer.C():
 		}
-		if i >= len(settled)-1 && float64(processorTime()-used) > idleShare*float64(after) {
+		if !r.due(processorTime()-used, after) && i >= len(settled) {
 			continue
 		}
 		if err := sys.Trim(); err != nil {
 			c.cfg.Log.Debug("giving memory back", "err", err)
 		}
 	}
+}
+
+// rest decides when memory is given back: in the first breath after much was
+// done, a thousand pods started say, or now and then when nothing is.
+type rest struct {
+	busy bool          // since memory was given back
+	idle time.Duration // likewise
+}
+
+const (
+	// busyShare of one processor is much, idleShare next to nothing.
+	busyShare, idleShare = 0.05, 0.01
+	// idleLong is how long the node does next to nothing before it is asked.
+	idleLong = 5 * time.Minute
+)
+
+// due takes how much was done in the time that has passed.
+func (r *rest) due(used, passed time.Duration) bool {
+	share := float64(used) / float64(passed)
+	switch {
+	case share > busyShare:
+		r.busy = true
+		return false
+	case share <= idleShare:
+		r.idle += passed
+	}
+	if !r.busy && r.idle < idleLong {
+		return false
+	}
+	*r = rest{}
+	return true
 }
 
 // processorTime is what this process has used so far.
