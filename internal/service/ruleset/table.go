@@ -192,17 +192,6 @@ func (t *Table) Remove() error {
 	return t.flush("deleting")
 }
 
-// Elements is how many elements the Services there are have in the kernel.
-func (t *Table) Elements() int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	n := len(t.hairpins)
-	for _, ports := range t.services {
-		n += len(elementsOf(ports))
-	}
-	return n
-}
-
 // take makes these all Services there are, and returns their elements. Of two
 // that claim the same address and port the first by name has it, as it must be
 // one.
