@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -67,6 +68,10 @@ var hopelessRecords = map[string]bool{
 	"FailedToCreatePod":      true,
 }
 
+// rootCA is what a controller puts into every namespace, and every pod with an
+// account's token mounts.
+const rootCA = `"kube-root-ca.crt" not found`
+
 // tally knows how each pod of a play stands, and when the play is over.
 type tally struct {
 	runners []Runner
@@ -126,6 +131,9 @@ func (t *tally) record(pod *v1.Pod, r *timeline.Record) {
 	}
 	if known := t.pods[pod.UID]; known != nil && ran(known) {
 		return
+	}
+	if strings.Contains(r.Message, rootCA) {
+		return // not the manifest's to bring: it comes a moment after the namespace
 	}
 	t.gave = fmt.Sprintf("Giving up: pod %s can't start (%s)", pod.Name, r.Reason)
 }

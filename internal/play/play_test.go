@@ -217,6 +217,7 @@ func TestGivesUp(t *testing.T) {
 		{"image", func(s *scene, p *v1.Pod) { s.status(p, v1.PodPending, waiting("c", "ErrImagePull")) },
 			"Giving up: container c of pod a can't start (ErrImagePull); --retry keeps trying, as kubelet does\n"},
 		{"sandbox", func(s *scene, p *v1.Pod) {
+			s.record(p, "Warning", "FailedMount", `Unable to attach or mount volumes: configmap "kube-root-ca.crt" not found`, "")
 			s.record(p, "Warning", "FailedCreatePodSandBox", "host port 80 is in use", "")
 		},
 			"a   · FailedCreatePodSandBox: host port 80 is in use\nGiving up: pod a can't start (FailedCreatePodSandBox); --retry keeps trying, as kubelet does\n"},
