@@ -39,6 +39,7 @@ type worker struct {
 	logs    []runningLog
 	stale   bool // volumes may show old content
 	evicted bool
+	dropped bool              // nobody wants to know how the pod ends
 	counts  map[counted]int64 // of probes
 	// limits are what sandboxes were last given, by ID.
 	limits map[string]*runtimeapi.LinuxContainerResources
@@ -136,9 +137,10 @@ func (w *worker) askRefresh() {
 }
 
 // delete asks for the pod's end within grace, or sooner if that was asked
-// before.
+// before. An API has the pod no more.
 func (w *worker) delete(grace *time.Duration) {
 	w.mu.Lock()
+	w.dropped = true
 	seconds := graceSeconds(w.pod, grace)
 	if old := w.pod.DeletionGracePeriodSeconds; w.pod.DeletionTimestamp == nil || old == nil || *seconds < *old {
 		pod := w.pod.DeepCopy()
@@ -224,6 +226,9 @@ func (w *worker) step(ctx context.Context) (next time.Time, removed bool) {
 	w.mu.Lock()
 	pod, events := w.pod, w.events
 	w.events = nil
+	// A pod of an API whose status is final there has been told of in whole: the
+	// phase isn't, before everything has ended.
+	untold := w.origin == FromAPI() && !w.dropped && pod.Status.Phase != v1.PodSucceeded && pod.Status.Phase != v1.PodFailed
 	stale := w.stale
 	w.stale = false
 	w.mu.Unlock()
@@ -245,7 +250,7 @@ func (w *worker) step(ctx context.Context) (next time.Time, removed bool) {
 		events = append(events, no)
 	}
 	state, out := lifecycle.Step(w.state, lifecycle.Input{
-		Now: w.e.clock.Now(), Pod: pod, View: view, Events: events, HostIPs: w.e.cfg.Node.HostIPs,
+		Now: w.e.clock.Now(), Pod: pod, Untold: untold, View: view, Events: events, HostIPs: w.e.cfg.Node.HostIPs,
 	})
 	w.state = state
 	w.remember(view)

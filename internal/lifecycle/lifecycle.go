@@ -32,6 +32,9 @@ type Input struct {
 	// past is in State. DeletionTimestamp asks for the pod's end,
 	// DeletionGracePeriodSeconds says how long it may take.
 	Pod *v1.Pod
+	// Untold: how the pod ended is known here only. What the runtime holds of
+	// a pod that has ended, the exit codes, stays until it isn't.
+	Untold bool
 	// View is the runtime as it is now, that is, looked at after the last of
 	// Events.
 	View View

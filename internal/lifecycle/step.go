@@ -77,10 +77,10 @@ func Step(state State, in Input) (State, Output) {
 	if s.stage == Cleared {
 		s.finalize(&status)
 		s.out.Ended = true
-		if s.pruned {
+		if s.pruned && !s.in.Untold {
 			s.dropContainers()
 		}
-		s.out.Removed = s.pod.DeletionTimestamp != nil && s.clear()
+		s.out.Removed = s.pod.DeletionTimestamp != nil && !s.in.Untold && s.clear()
 	}
 	s.out.Probes = s.probes()
 	s.publish(status)
