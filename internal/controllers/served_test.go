@@ -116,6 +116,7 @@ func TestFollow(t *testing.T) {
 			})
 		})
 		time.Sleep(time.Hour)
+		synctest.Wait()
 		looks, begin = nil, time.Now()
 		s.changed <- struct{}{}
 		time.Sleep(time.Hour)
@@ -160,6 +161,7 @@ func TestParked(t *testing.T) {
 			told := make(chan error, 1)
 			go func() { told <- ask(t.Context()) }()
 			time.Sleep(time.Hour)
+			synctest.Wait()
 			if asked != 1 || len(told) != 0 {
 				t.Errorf("%s: asked %d times, told %d", what, asked, len(told))
 			}
