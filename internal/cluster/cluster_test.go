@@ -15,12 +15,16 @@ import (
 	"unipod.dev/unipod/internal/klogs"
 )
 
+func TestMain(m *testing.M) {
+	klogs.Install(slog.New(slog.DiscardHandler))
+	os.Exit(m.Run())
+}
+
 // The key of the authority is among the files of a run only while there is one
 // that signs: a killed one's goes at the next start, and the last with its
 // cluster.
 func TestSigningKeys(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
-	klogs.Install(log)
 	root, run := t.TempDir(), t.TempDir()
 	left := filepath.Join(run, "signing", ".ca.key.123")
 	if err := errors.Join(os.Mkdir(filepath.Dir(left), 0o700), os.WriteFile(left, []byte("half"), 0o600)); err != nil {
