@@ -140,7 +140,8 @@ func TestWebhooksByURL(t *testing.T) {
 		return err
 	}
 	endpoints := func() error {
-		_, err := k.CoreV1().Endpoints(ns).Create(ctx, &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{GenerateName: "e"}}, metav1.CreateOptions{}) //nolint:staticcheck // any kind
+		//lint:ignore SA1019 any kind would do
+		_, err := k.CoreV1().Endpoints(ns).Create(ctx, &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{GenerateName: "e"}}, metav1.CreateOptions{})
 		return err
 	}
 	template := func() error {

@@ -117,7 +117,8 @@ func (c *Cluster) runServices(ctx context.Context, services *service.Controller)
 // pods that go on running go on using Services.
 func (c *Cluster) removeServices() error {
 	if !c.cfg.Memory {
-		pods, err := c.cfg.CRI.ListPodSandbox(context.Background(), &runtimeapi.ListPodSandboxRequest{})
+		running := &runtimeapi.PodSandboxFilter{State: &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY}}
+		pods, err := c.cfg.CRI.ListPodSandbox(context.Background(), &runtimeapi.ListPodSandboxRequest{Filter: running})
 		if err != nil || len(pods.GetItems()) > 0 {
 			return err
 		}

@@ -87,7 +87,8 @@ var (
 	mirroredEndpoints = find{
 		func(s *set) cache.SharedIndexInformer { return s.Informers.Core().V1().Endpoints().Informer() },
 		func(obj any) bool {
-			e, ok := obj.(*v1.Endpoints) //nolint:staticcheck // what is mirrored is the old kind
+			//lint:ignore SA1019 it is what is mirrored
+			e, ok := obj.(*v1.Endpoints)
 			return ok && e.Labels[discoveryv1.LabelSkipMirror] != "true"
 		},
 	}
