@@ -10,11 +10,9 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
 
 	"early.unipod.dev/heap"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -25,7 +23,6 @@ import (
 	"unipod.dev/unipod/internal/pki"
 	"unipod.dev/unipod/internal/scheduler"
 	"unipod.dev/unipod/internal/store"
-	"unipod.dev/unipod/internal/sys"
 	"unipod.dev/unipod/internal/volume"
 )
 
@@ -107,77 +104,6 @@ func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 		close(c.done)
 	}()
 	return c, nil
-}
-
-// settled are when, after the start, memory is given back that only the start
-// needed: soon, and once more when what the first clients made has gone too.
-// From then on breath is how often the node looks whether it should.
-var settled = []time.Duration{5 * time.Second, 30 * time.Second}
-
-const breath = 30 * time.Second
-
-func (c *Cluster) settle(ctx context.Context) error {
-	var r rest
-	for i := 0; ; i++ {
-		after := breath
-		if i < len(settled) {
-			after = settled[i]
-		}
-		used := processorTime()
-		timer := c.cfg.Clock.NewTimer(after)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return nil
-		case <-timer.C():
-		}
-		if !r.due(processorTime()-used, after) && i >= len(settled) {
-			continue
-		}
-		if err := sys.Trim(); err != nil {
-			c.cfg.Log.Debug("giving memory back", "err", err)
-		}
-	}
-}
-
-// rest decides when memory is given back: in the first breath after much was
-// done, a thousand pods started say, or now and then when nothing is.
-type rest struct {
-	busy bool          // since memory was given back
-	idle time.Duration // likewise
-}
-
-const (
-	// busyShare of one processor is much, idleShare next to nothing.
-	busyShare, idleShare = 0.05, 0.01
-	// idleLong is how long the node does next to nothing before it is asked.
-	idleLong = 5 * time.Minute
-)
-
-// due takes how much was done in the time that has passed.
-func (r *rest) due(used, passed time.Duration) bool {
-	share := float64(used) / float64(passed)
-	switch {
-	case share > busyShare:
-		r.busy = true
-		return false
-	case share <= idleShare:
-		r.idle += passed
-	}
-	if !r.busy && r.idle < idleLong {
-		return false
-	}
-	*r = rest{}
-	return true
-}
-
-// processorTime is what this process has used so far.
-func processorTime() time.Duration {
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		return 0
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // ignoreCanceled leaves out that a part ended because it was told to.
@@ -325,44 +251,4 @@ func (c *Cluster) writeKubeconfigs() error {
 		}
 	}
 	return nil
-}
-
-// listen opens all addresses or none.
-func listen(what string, addresses []string) (_ []net.Listener, err error) {
-	var all []net.Listener
-	for _, a := range addresses {
-		l, err := net.Listen("tcp", a)
-		if err != nil {
-			shut(all)
-			return nil, fmt.Errorf("listening for %s on %s: %w", what, a, err)
-		}
-		all = append(all, l)
-	}
-	return all, nil
-}
-
-func shut(listeners []net.Listener) {
-	for _, l := range listeners {
-		l.Close()
-	}
-}
-
-// reachable is where a client on this machine reaches a listener.
-func reachable(a net.Addr) netip.AddrPort {
-	at, err := netip.ParseAddrPort(a.String())
-	switch {
-	case err != nil:
-		return netip.AddrPort{}
-	case !at.Addr().IsUnspecified():
-		return at
-	case at.Addr().Is4():
-		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), at.Port())
-	}
-	return netip.AddrPortFrom(netip.IPv6Loopback(), at.Port())
-}
-
-// first is the first address of a network that a host may have.
-func first(n *net.IPNet) netip.Addr {
-	a, _ := netip.AddrFromSlice(n.IP)
-	return a.Next()
 }
