@@ -61,6 +61,10 @@ type moment struct {
 //	log <container>:                   what it says
 //	  <line>
 //
+// Statuses and Events come by two ways, of which either may be the slower: an
+// order between a status ("completed") and an Event ("started") is for what is
+// far apart in time. What must be in order is best said by the containers.
+//
 // A line stands for itself; "…" at its end for any rest, and alone for any
 // lines; "? " before it for something that may be missing: a state so short
 // that nobody need have seen it. What a status shows and what is recorded are

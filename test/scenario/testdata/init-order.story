@@ -2,9 +2,9 @@
 # is run again alone. The app container starts when all have succeeded.
 
 order:
-  first: completed < second: started
-  second: completed < third: started
-  third: completed < app: started
+  first: started < second: started
+  second: started again (restart 1) < third: started
+  third: started < app: started
 
 pod:
   ? sandbox ready

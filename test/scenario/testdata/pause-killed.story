@@ -5,7 +5,7 @@ interrupt after: app | up #2
 not on containerd: its pause is a program of an image
 
 order:
-  prepare: completed #2 < app: started again (restart 1)
+  prepare: started again (restart 1) < app: started again (restart 1)
 
 pod:
   ? sandbox ready

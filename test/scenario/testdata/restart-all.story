@@ -4,7 +4,7 @@
 order:
   watcher: exited with code 88 < pod: restarting all containers
   pod: restarting all containers < prepare: started again (restart 1)
-  prepare: completed #2 < worker: started again (restart 1)
+  prepare: started again (restart 1) < worker: started again (restart 1)
 
 pod:
   ? sandbox ready

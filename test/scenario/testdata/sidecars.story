@@ -5,7 +5,7 @@ interrupt after: app | up
 
 order:
   log: started up < prepare: started
-  prepare: completed < proxy: started
+  prepare: started < proxy: started
   proxy: started < app: started
 
 pod:
