@@ -26,6 +26,7 @@ type Builder struct {
 	leftOut int
 	lives   map[string]*life
 	order   []string
+	early   []Record // of a pod whose containers nobody told yet
 }
 
 // life is what a Builder remembers of one container.
@@ -130,6 +131,11 @@ func (b *Builder) Record(now time.Time, r Record) {
 	switch {
 	case silent[r.Reason]:
 		return
+	case len(b.lives) == 0:
+		if len(b.early) < maxEntries {
+			b.early = append(b.early, r)
+		}
+		return
 	case r.Reason == "Started" && b.lives[r.Container] != nil:
 		l := b.lives[r.Container]
 		l.recorded++
@@ -187,6 +193,12 @@ func (b *Builder) start(now time.Time, name string, l *life) {
 func (b *Builder) Status(now time.Time, pod *v1.Pod) {
 	old := b.pod
 	b.meet(pod)
+	if early := b.early; len(b.lives) > 0 {
+		b.early = nil
+		for _, r := range early {
+			b.Record(now, r)
+		}
+	}
 	b.podBefore(now, old, pod)
 	for _, list := range [][]v1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses, pod.Status.EphemeralContainerStatuses} {
 		for i := range list {
@@ -305,8 +317,7 @@ func (b *Builder) container(now time.Time, pod *v1.Pod, l *life, s *v1.Container
 	if s.State.Running != nil {
 		if id := s.ContainerID; !l.seen[id] {
 			l.seen[id] = true
-			l.counted++
-			b.start(now, s.Name, l)
+			b.sees(now, s.Name, l)
 		}
 		l.waiting = ""
 		b.health(now, pod, l, s)
@@ -330,8 +341,7 @@ func (b *Builder) ends(now time.Time, s *v1.ContainerStatus, l *life, end *v1.Co
 	ran := !end.StartedAt.IsZero() && end.Reason != "StartError" && end.Reason != "ContainerStatusUnknown"
 	if ran && !l.seen[end.ContainerID] {
 		l.seen[end.ContainerID] = true
-		l.counted++
-		b.start(now, s.Name, l)
+		b.sees(now, s.Name, l)
 	}
 	code := end.ExitCode
 	e := Entry{Time: now, Container: s.Name, Event: Exited, Text: endWords(end), Reason: end.Reason, ExitCode: &code, Warning: code != 0, Restarts: int32(max(l.started-1, 0))}
@@ -340,6 +350,14 @@ func (b *Builder) ends(now time.Time, s *v1.ContainerStatus, l *life, end *v1.Co
 		l.runs[n-1].End, l.runs[n-1].ExitCode = b.end, &code
 	}
 	b.start(now, s.Name, l) // the next one, if it is on record
+}
+
+// sees tells of a run that a status shows, unless a record has: what is on
+// record beyond it comes after its end.
+func (b *Builder) sees(now time.Time, name string, l *life) {
+	if l.counted++; l.counted > l.started {
+		b.start(now, name, l)
+	}
 }
 
 // endKey names one end of a container. One that never got an ID is told by

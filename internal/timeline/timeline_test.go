@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -238,5 +239,24 @@ func TestJSON(t *testing.T) {
 		`{"seconds":1.5,"time":"2026-11-23T15:00:01.5Z","container":"app","event":"Started","text":"started"}]}`
 	if string(b) != want {
 		t.Errorf("got  %s\nwant %s", b, want)
+	}
+}
+
+// What is on record before anybody told of the pod's containers is told with
+// them.
+func TestEarlyRecords(t *testing.T) {
+	now := time.Unix(0, 0)
+	pod := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web", UID: "u"}}
+	b := New(now, pod)
+	b.Record(now, Record{Type: "Normal", Reason: "Started", Container: "app", Message: "Container started"})
+	pod = pod.DeepCopy()
+	pod.Spec.Containers = []v1.Container{{Name: "app"}}
+	b.Status(now, pod)
+	var got []string
+	for _, e := range b.Timeline().Entries {
+		got = append(got, strings.TrimSpace(e.Container+" "+e.Text))
+	}
+	if want := []string{"created", "app started"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
