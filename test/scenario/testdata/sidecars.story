@@ -4,7 +4,7 @@
 interrupt after: app | up
 
 order:
-  log: started up < prepare: started
+  log: started < prepare: started
   prepare: started < proxy: started
   proxy: started < app: started
 
