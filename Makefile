@@ -130,7 +130,7 @@ fuzz:
 	@scripts/deps.sh build fuzz
 	@FUZZTIME=$(FUZZTIME) TAGS=$(TAGS) scripts/fuzz.sh
 
-lint:
+lint: pause
 	@scripts/deps.sh lint
 	@GO=$(GO) TAGS=$(TAGS) scripts/lint.sh
 
