@@ -81,13 +81,15 @@ rules: [{apiGroups: [""], resources: [pods], verbs: [list]}]
 `
 
 // inCluster is a pod that uses the API as it finds it.
+// It tries again: as in any cluster, a node's first pod may be there a moment
+// before its Services are.
 func inCluster(guest, name, extra string) string {
 	return strings.ReplaceAll(`---
 apiVersion: v1
 kind: Pod
 metadata: {name: `+name+`}
 spec:
-  restartPolicy: Never
+  restartPolicy: OnFailure
   serviceAccountName: reader`+extra+`
   containers:
   - name: a
