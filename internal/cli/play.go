@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"early.unipod.dev/heap"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 	"k8s.io/client-go/discovery"
@@ -242,6 +243,7 @@ func (g *global) playSet(ctx context.Context, set *manifest.Set, where string, c
 		}()
 		api.Client, cfg.LogDir, cfg.OwnLogs = c.API().Loopback(), claim.LogDir(), true
 	} else {
+		heap.Started() // there is no node to start, and a play may go on for long
 		if api.Client, err = g.runningAPI(ctx); err != nil {
 			return exitFailure, err
 		}
