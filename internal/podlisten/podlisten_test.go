@@ -2,14 +2,11 @@ package podlisten
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"runtime"
-	"syscall"
 	"testing"
 	"time"
 
@@ -19,15 +16,7 @@ import (
 	"unipod.dev/unipod/test/isolate"
 )
 
-// TestMain runs the tests in a network namespace that is all the process's.
-func TestMain(m *testing.M) {
-	if os.Geteuid() != 0 {
-		fmt.Println("skipped: network namespaces need root")
-		os.Exit(0)
-	}
-	isolate.Namespaces(syscall.CLONE_NEWNET)
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { isolate.Network(m) }
 
 // world is a host with the pods' link and another, each with a peer behind it.
 // The links are the process's.

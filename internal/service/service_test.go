@@ -2,13 +2,10 @@ package service
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -26,15 +23,7 @@ import (
 	"unipod.dev/unipod/test/isolate"
 )
 
-// TestMain runs the tests in a network namespace that is all the process's.
-func TestMain(m *testing.M) {
-	if os.Geteuid() != 0 {
-		fmt.Println("skipped: network namespaces need root")
-		os.Exit(0)
-	}
-	isolate.Namespaces(syscall.CLONE_NEWNET)
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { isolate.Network(m) }
 
 // run runs a controller until the function it returns is called.
 func run(t *testing.T, client kubernetes.Interface, c clock.Clock) (stop func()) {

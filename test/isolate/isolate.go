@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"syscall"
+	"testing"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,6 +31,17 @@ func Namespaces(flags uintptr) {
 		fmt.Fprintln(os.Stderr, "setting up the tests' namespaces:", err)
 		os.Exit(1)
 	}
+}
+
+// Network runs a package's tests, all of which need one, in a network namespace
+// that is all the process's. Who isn't root is told that they are skipped.
+func Network(m *testing.M) {
+	if os.Geteuid() != 0 {
+		fmt.Println("skipped: network namespaces need root")
+		os.Exit(0)
+	}
+	Namespaces(unix.CLONE_NEWNET)
+	os.Exit(m.Run())
 }
 
 func again(flags uintptr) int {
